@@ -1,0 +1,64 @@
+# The kit's commands. `make` prints them.
+PROFILE  ?= demo
+OUTPUT   ?= runs/$(PROFILE)
+NOTEBOOK ?=
+PYTHON   ?= python3
+
+# An active conda environment is used as it is; otherwise everything lives in .venv.
+ifdef CONDA_PREFIX
+ENV := $(CONDA_PREFIX)
+else
+ENV := .venv
+endif
+PY    := $(ENV)/bin/python
+READY := $(ENV)/.salkit-ready
+
+# glibc gives large buffers back to the system after every step unless told to keep them: several times slower on a CPU.
+export MALLOC_TRIM_THRESHOLD_ = 4294967296
+export MALLOC_MMAP_THRESHOLD_ = 4294967296
+
+.DEFAULT_GOAL := help
+.PHONY: help env reproduce plan test test-fast test-notebooks record lab lint clean
+
+help:  ## this list
+	@echo "usage: make TARGET [PROFILE=smoke|demo|paper] [NOTEBOOK=03] [OUTPUT=runs/demo]"; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(READY)  ## make the environment: .venv, or the active conda environment
+	@echo "environment: $(ENV) ($$($(PY) --version))"
+
+$(READY): pyproject.toml constraints.txt
+	@$(if $(CONDA_PREFIX),echo "using the active conda environment $(CONDA_PREFIX)",$(PYTHON) -m venv $(ENV))
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks,test]"
+	@touch $@
+
+reproduce: $(READY)  ## execute the notebooks and write OUTPUT/index.html (PROFILE, NOTEBOOK, OUTPUT)
+	$(PY) -m salkit reproduce --profile $(PROFILE) --output $(OUTPUT) $(if $(NOTEBOOK),--notebook $(NOTEBOOK))
+
+plan: $(READY)  ## passes and estimated hours of a profile on this device (PROFILE)
+	$(PY) -m salkit plan --profile $(PROFILE)
+
+test: test-fast test-notebooks  ## everything that must pass: unit tests, then nbval over the notebooks
+
+test-fast: $(READY)  ## unit tests and the examples in the docstrings, about a minute
+	$(PY) -m pytest
+
+test-notebooks: $(READY)  ## re-execute the notebooks (demo) and compare with their committed outputs
+	rm -rf runs/notebook
+	TQDM_DISABLE=1 $(PY) -m pytest -o addopts="" -o filterwarnings=default --nbval --nbval-current-env \
+	  --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 3000 notebooks
+
+record: $(READY)  ## run the notebooks in place and record their outputs and expected values (after a change of numbers)
+	rm -rf runs/notebook
+	TQDM_DISABLE=1 SALKIT_RECORD=1 $(PY) -m jupyter nbconvert --to notebook --execute --inplace notebooks/0*.ipynb
+	$(PY) -m ruff format --quiet notebooks
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	$(PY) -m jupyter lab notebooks
+
+lint: $(READY)  ## ruff (notebooks too) and mypy
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+clean:  ## remove runs, caches and .venv (downloads are kept)
+	rm -rf runs .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,189 @@
+"""The command line: `python -m salkit` or `salkit`."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from salkit import costs, experiment, models, reproduce, tables, training
+from salkit.data import data_dir, load_distractors, load_images
+from salkit.evaluation import evaluate
+from salkit.methods import METHODS, get_method
+from salkit.scores import PROTOCOLS
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Completeness and soundness of saliency maps.", rich_markup_mode=None)
+console = Console()
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+
+
+@app.command("reproduce")
+def reproduce_command(
+    profile: Annotated[str, typer.Option(help="smoke, demo or paper.")] = "demo",
+    notebook: Annotated[str | None, typer.Option(help="Only this notebook (name or its beginning).")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where results go; default runs/PROFILE.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the notebooks' parameter cells.")] = None,
+) -> None:
+    """Execute the notebooks in order and write the report."""
+    with _errors():
+        parameters = dict(_name_and_value(p) for p in parameter or [])
+        index = reproduce.reproduce(profile, notebook=notebook, output_dir=output, parameters=parameters, console=console)
+        console.print(f"Open {index}")
+
+
+@app.command("plan")
+def plan_command(
+    profile: Annotated[str, typer.Option(help="smoke, demo or paper.")] = "paper",
+    device: Device = "auto",
+) -> None:
+    """Count a profile's passes and estimate its hours on this device."""
+    with _errors():
+        planned = costs.plan(profile, device)
+        name = experiment.resolve_device(device)
+    table = Table(title=f"profile {profile} on {_device_name(name)}")
+    for column in ("notebook", "forward passes", "forward-backward passes", "hours"):
+        table.add_column(column, justify="left" if column == "notebook" else "right", no_wrap=True)
+    for cost in planned:
+        table.add_row(cost.notebook, f"{cost.forward:,}", f"{cost.forward_backward:,}", f"{cost.hours:,.2f}")
+    table.add_section()
+    sums = [sum(getattr(cost, name) for cost in planned) for name in ("forward", "forward_backward", "hours")]
+    table.add_row("together", f"{sums[0]:,}", f"{sums[1]:,}", f"{sums[2]:,.2f}")
+    console.print(table)
+    console.print("Passes are of single images. Rates were measured on a few steps with random weights; the other notebooks take minutes.")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    method: Annotated[list[str], typer.Argument(help=f"Methods by name: {', '.join(METHODS)}.")],
+    data: Annotated[str, typer.Option(help="cifar10-samples, imagenet-samples, cifar10, imagenette or folder:PATH.")] = "cifar10-samples",
+    classifier: Annotated[str, typer.Option(help=f"One of {', '.join(models.CLASSIFIERS)}.")] = "cifar10-resnet20",
+    labels: Annotated[
+        str | None, typer.Option(help="Class indices, comma-separated; default: all of CIFAR-10, or the labels present.")
+    ] = None,
+    n: Annotated[int | None, typer.Option(help="How many images; default all.")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, a setting of the methods.")] = None,
+    protocol: Annotated[str, typer.Option(help=f"{' or '.join(PROTOCOLS)}.")] = "paper",
+    points: Annotated[int, typer.Option(help="Points of a curve.")] = 28,
+    csv: Annotated[Path | None, typer.Option(help="Also write the table here.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Score methods by name on a data set or folder."""
+    with _errors():
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol: expected one of {sorted(PROTOCOLS)}, got {protocol!r}")
+        settings = dict(_name_and_value(s) for s in setting or [])
+        methods = {name: get_method(name, **settings) for name in method}
+        kind = "cifar10" if classifier.startswith("cifar10") else "imagenet"
+        images = load_images(data, n=n, seed=seed, preprocessing=kind)
+        chosen = [int(a) for a in labels.split(",")] if labels else None
+        if chosen is None and kind == "imagenet":
+            chosen = sorted(set(images.labels[images.labels >= 0].tolist()))
+        net = models.load_classifier(classifier, chosen, PROTOCOLS[protocol].softmax_over, experiment.resolve_device(device))
+        pool = load_distractors(data, seed=seed, preprocessing=kind)
+        scores = evaluate(net, images, methods, distractors=pool, protocol=protocol, n_steps=points, seed=seed)
+        table = tables.tidy_table(scores, tables.paper_values("none")).drop(columns=["paper", "verdict"])
+    shown = Table(title=f"{len(images)} images of {data}, {classifier}, protocol {protocol}")
+    for column in ("method", "metric", "mean", "95 % interval", "n"):
+        shown.add_column(column, justify="left" if column in ("method", "metric") else "right")
+    for row in table.itertuples():
+        shown.add_row(row.method, row.metric, f"{row.ours:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n))
+    console.print(shown)
+    if csv:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(csv, index=False)
+        console.print(f"written to {csv}")
+
+
+@app.command("train-classifier")
+def train_classifier_command(
+    train: Annotated[list[str], typer.Option(help="Training images: cifar10 or folder:PATH; may be given several times.")],
+    val: Annotated[str, typer.Option(help="Validation images: cifar10 or folder:PATH.")],
+    out: Annotated[Path, typer.Option(help="Where the checkpoint (safetensors, float16) goes.")],
+    times: Annotated[list[int] | None, typer.Option(help="How often an epoch sees the images of each --train.")] = None,
+    net: Annotated[str, typer.Option(help="resnet20 or resnet164.")] = "resnet20",
+    epochs: Annotated[int, typer.Option(help="Epochs.")] = training.Recipe.epochs,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Train a CIFAR-10 classifier; a run that was stopped goes on where it was."""
+    with _errors():
+        repeats = times or [1] * len(train)
+        if len(repeats) != len(train):
+            raise ValueError(f"times: expected one number for each --train, {len(train)}, got {len(repeats)}")
+        sets = [load_images(name, split="train", preprocessing="cifar10", show_progress=True) for name in train]
+        held_out = load_images(val, preprocessing="cifar10")
+        torch.manual_seed(seed)
+        model = models.cifar10_net(net).to(experiment.resolve_device(device))
+        recipe = training.Recipe(epochs=epochs, seed=seed)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        log = training.train_classifier(
+            model, list(zip(sets, repeats, strict=True)), held_out, recipe, state_path=out.with_suffix(".state")
+        )
+        models.save_checkpoint(model, out, torch.float16)
+        model.half().float()  # what a reader of the float16 checkpoint gets
+        exact = training.accuracy(model, held_out)
+    for row in log:
+        console.print(f"epoch {row['epoch']:3.0f}  loss {row['loss']:.3f}  accuracy {row['val_accuracy']:.3f}  {row['seconds']:.0f} s")
+    console.print(f"{out}: accuracy {exact:.4f} on {len(held_out)} images of {val}")
+
+
+@app.command("info")
+def info_command() -> None:
+    """Versions, device and what is cached: what to quote with a number."""
+    table = Table(show_header=False)
+    for package in ("salkit", "torch", "torchvision", "captum", "xarray", "numpy", "scipy", "jupyterlab", "papermill"):
+        try:
+            table.add_row(package, version(package))
+        except PackageNotFoundError:
+            table.add_row(package, "not installed")
+    table.add_row("python", platform.python_version())
+    table.add_row("device", _device_name(experiment.resolve_device()))
+    table.add_row("threads, capability", f"{torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}")
+    shipped = sorted((data_dir() / "checkpoints").glob("*.safetensors"))
+    table.add_row("checkpoints", "\n".join(p.stem for p in shipped) or "none")
+    downloads = data_dir() / "downloads"
+    cached = sorted(p.name for p in downloads.iterdir()) if downloads.is_dir() else []
+    table.add_row(f"downloads in {downloads}", "\n".join(cached) or "none")
+    console.print(table)
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _name_and_value(text: str) -> tuple[str, int | float | str]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise ValueError(f"expected NAME=VALUE, got {text!r}")
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            pass
+    return name, value
+
+
+class _errors:
+    """A wrong input ends in one clear line and exit code 1, not in a traceback."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (ValueError, TypeError, FileNotFoundError, reproduce.NotebookError)):
+            Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

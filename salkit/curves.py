@@ -1,0 +1,170 @@
+"""Insertion and deletion curves (Definition 3.4) and the area under them (Definition 3.5)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from salkit.masking import rank_pixels
+from salkit.methods.base import check_pairs
+from salkit.methods.learned_mask import default_batch_size
+from salkit.models import Classifier
+
+AucRule = Literal["mean", "trapezoid"]
+
+
+def kept_counts(n_pixels: int, n_steps: int | None = None) -> Tensor:
+    """How many pixels are kept at each point: 0, then `n_steps` evenly spaced counts up to all of them; None for every count.
+
+    Example:
+        >>> kept_counts(1024, 4).tolist()
+        [0, 256, 512, 768, 1024]
+    """
+    n_steps = n_pixels if n_steps is None else n_steps
+    if not isinstance(n_steps, int) or not 1 <= n_steps <= n_pixels:
+        raise ValueError(f"n_steps: expected None or an integer from 1 to {n_pixels} pixels, got {n_steps!r}")
+    return torch.arange(n_steps + 1) * n_pixels // n_steps
+
+
+def insertion_curve(
+    classifier: Classifier,
+    inputs: Tensor,
+    target: Tensor,
+    heatmaps: Tensor,
+    *,
+    baseline: float | Tensor = 0.0,
+    n_steps: int | None = None,
+    internal_batch_size: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Probability of the target label as the most salient pixels are shown, from none to all (Definition 3.4).
+
+    Args:
+        classifier: gives f.
+        inputs: `(N, 3, H, W)` normalised images, one a pair.
+        target: `(N,)` int64 indices into the label list.
+        heatmaps: `(N, H, W)`, higher = more salient; only the ranking matters.
+        baseline: what hides a pixel: a value in normalised space (0 is gray) or images that broadcast to `inputs`.
+        n_steps: None keeps 1, 2, ..., H*W pixels; else so many evenly spaced counts.
+        internal_batch_size: composites a forward pass; None chooses by image size.
+        seed: of the permutation that breaks ties.
+
+    Returns:
+        `(N, n_steps + 1)` float32 in [0, 1]; column 0 is the all-baseline image, the last column the whole image.
+
+    Raises:
+        ValueError: shapes that do not fit, heatmaps that are not finite, `n_steps` out of range.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> x, heatmaps = torch.ones(1, 3, 2, 2), torch.rand(1, 2, 2)
+        >>> insertion_curve(Classifier(net), x, torch.tensor([0]), heatmaps).shape
+        torch.Size([1, 5])
+    """
+    check_pairs(classifier, inputs, target)
+    curves = insertion_curves_all_labels(
+        classifier, inputs, heatmaps, baseline=baseline, n_steps=n_steps, internal_batch_size=internal_batch_size, seed=seed
+    )
+    return curves.gather(2, target.to(curves.device)[:, None, None].expand(-1, curves.shape[1], 1)).squeeze(2)
+
+
+def deletion_curve(
+    classifier: Classifier,
+    inputs: Tensor,
+    target: Tensor,
+    heatmaps: Tensor,
+    *,
+    baseline: float | Tensor = 0.0,
+    n_steps: int | None = None,
+    internal_batch_size: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Probability of the target label when the most salient pixels are the ones hidden.
+
+    Deleting by m is inserting by -m: the points are in the same order as an insertion curve's, from the all-baseline image
+    (everything deleted) in column 0 to the whole image (nothing deleted) in the last. Arguments and errors as there.
+    """
+    if not isinstance(heatmaps, Tensor):
+        raise TypeError(f"heatmaps: expected a torch.Tensor, got {type(heatmaps).__name__}")
+    return insertion_curve(
+        classifier,
+        inputs,
+        target,
+        -heatmaps,
+        baseline=baseline,
+        n_steps=n_steps,
+        internal_batch_size=internal_batch_size,
+        seed=seed,
+    )
+
+
+@torch.no_grad()
+def insertion_curves_all_labels(
+    classifier: Classifier,
+    inputs: Tensor,
+    heatmaps: Tensor,
+    *,
+    baseline: float | Tensor = 0.0,
+    n_steps: int | None = None,
+    internal_batch_size: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Insertion curves of every label from the same passes: `(N, n_steps + 1, A)`; for maps that do not depend on the label."""
+    check_heatmaps(inputs, heatmaps)
+    kept = kept_counts(heatmaps[0].numel(), n_steps).to(inputs.device)
+    ranks = rank_pixels(heatmaps.to(inputs.device), seed).unsqueeze(1)
+    fill = torch.as_tensor(baseline, dtype=inputs.dtype, device=inputs.device).broadcast_to(inputs.shape)
+    points = torch.cartesian_prod(torch.arange(len(inputs)), torch.arange(len(kept))).to(inputs.device)
+    chunks = []
+    for pair, point in (p.unbind(1) for p in points.split(internal_batch_size or default_batch_size(inputs))):
+        keep = ranks[pair] < kept[point, None, None, None]
+        chunks.append(classifier(torch.where(keep, inputs[pair], fill[pair])).exp())
+    return torch.cat(chunks).unflatten(0, (len(inputs), len(kept)))
+
+
+def auc(curve: Tensor, rule: AucRule = "mean", *, game: Literal["insertion", "deletion"] = "insertion") -> Tensor:
+    """Area under curves `(..., n_steps + 1)` -> `(...)`, as a mean probability in [0, 1].
+
+    Args:
+        curve: as `insertion_curve` and `deletion_curve` return it.
+        rule: `"mean"` is Definition 3.5: the mean over every point but the game's start (for insertion column 0, nothing shown;
+            for deletion the last column, nothing deleted), as released. `"trapezoid"` is the RISE convention: every point, the
+            two ends with half weight.
+        game: which curve it is; only `"mean"` asks.
+
+    Raises:
+        ValueError: unknown rule or game, or fewer than two points.
+
+    Example:
+        >>> auc(torch.tensor([0.0, 0.5, 1.0])), auc(torch.tensor([0.0, 0.5, 1.0]), "trapezoid")
+        (tensor(0.7500), tensor(0.5000))
+    """
+    if curve.shape[-1] < 2:
+        raise ValueError(f"curve: expected at least 2 points, got shape {tuple(curve.shape)}")
+    if game not in ("insertion", "deletion"):
+        raise ValueError(f"game: expected 'insertion' or 'deletion', got {game!r}")
+    if rule == "mean":
+        return (curve[..., 1:] if game == "insertion" else curve[..., :-1]).mean(-1)
+    if rule == "trapezoid":
+        return torch.trapezoid(curve, dim=-1) / (curve.shape[-1] - 1)
+    raise ValueError(f"rule: expected 'mean' or 'trapezoid', got {rule!r}")
+
+
+def check_heatmaps(inputs: Tensor, heatmaps: Tensor) -> None:
+    """Refuse heatmaps that do not fit the inputs.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: wrong shape, or values that are not finite (they have no rank).
+    """
+    if not isinstance(heatmaps, Tensor):
+        raise TypeError(f"heatmaps: expected a torch.Tensor, got {type(heatmaps).__name__}")
+    if not len(inputs):
+        raise ValueError("inputs: expected at least one pair, got none")
+    expected = (len(inputs), *inputs.shape[-2:])
+    if tuple(heatmaps.shape) != expected:
+        raise ValueError(f"heatmaps: expected shape {expected} (N, H, W) for these inputs, got {tuple(heatmaps.shape)}")
+    if not torch.isfinite(heatmaps).all():
+        raise ValueError("heatmaps: expected finite values, got NaN or infinity")

@@ -1,0 +1,267 @@
+"""What to run: profiles, the runs behind the notebooks, and how much work they are.
+
+A profile changes sizes (and which data and classifier those sizes are for), never the code path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from salkit.data import IMAGENET_SAMPLE_LABELS, IMAGENETTE_LABELS, ImageSet, load_distractors, load_images
+from salkit.evaluation import evaluate, probabilities
+from salkit.methods import CenteredGaussian, LearnedMask, Random, SaliencyMethod, gradient_x_input, same_map_for_all_labels
+from salkit.models import Classifier, load_classifier
+from salkit.scores import PROTOCOLS, Protocol
+
+
+@dataclass(frozen=True)
+class Study:
+    """One data set with its classifier, and the sizes it is run at.
+
+    Attributes:
+        data: name for `load_images`; only images of `labels` are used.
+        classifier: name for `load_classifier`.
+        labels: the label list; None for all classes of the net.
+        n_images: how many images are drawn from the data set.
+        pool: how many training images the distractors are drawn from.
+        n_steps, n_distractors, lr: of mask learning; fewer steps take a higher rate.
+        l1: weight of the mask's area, about one over the number of pixels.
+        n_points: points of a curve, None for every pixel count.
+        images_per_batch: images handed to a method at a time.
+    """
+
+    data: str
+    classifier: str
+    labels: tuple[int, ...] | None
+    n_images: int
+    pool: int
+    n_steps: int
+    n_distractors: int
+    lr: float
+    l1: float
+    n_points: int | None
+    images_per_batch: int = 4
+
+    def load(self, device: str, protocol: Protocol, seed: int) -> tuple[Classifier, ImageSet, ImageSet]:
+        """Classifier, images to explain and distractors."""
+        classifier = load_classifier(self.classifier, self.labels, protocol.softmax_over, device)
+        images = load_images(self.data)
+        images = images if self.labels is None else images.with_labels(self.labels)
+        return classifier, images.sample(min(self.n_images, len(images)), seed), self.distractors(seed)
+
+    def distractors(self, seed: int) -> ImageSet:
+        """The pool that random-image infill draws from."""
+        return load_distractors(self.data, n=self.pool, seed=seed)
+
+    def learned_mask(self, protocol: Protocol, **settings: object) -> LearnedMask:
+        """The paper's method at this study's size."""
+        sizes = {"n_steps": self.n_steps, "n_distractors": self.n_distractors, "lr": self.lr, "l1": self.l1, "loss": protocol.loss}
+        return LearnedMask(**(sizes | settings))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of all notebooks.
+
+    Attributes:
+        cifar10, imagenette: the two studies.
+        tvs: the values of lTV in the CIFAR-10 sweep.
+        theory: dimensions and trials of the toy model.
+    """
+
+    name: str
+    cifar10: Study
+    imagenette: Study
+    tvs: tuple[float, ...]
+    theory: Mapping[str, int] = field(default_factory=dict)
+
+
+TVS = (0.0, 0.001, 0.01, 0.03, 0.1)
+
+PROFILES = {
+    "smoke": Profile(
+        "smoke",
+        Study("cifar10-samples", "cifar10-resnet20", None, 4, 20, 20, 1, 0.3, 1e-3, 16),
+        Study("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 2, 20, 4, 1, 0.5, 2e-5, 7),
+        (0.0, 0.01, 0.1),
+        {"d": 1_000, "n_trials": 50},
+    ),
+    "demo": Profile(
+        "demo",
+        Study("cifar10-samples", "cifar10-resnet20", None, 20, 20, 100, 1, 0.2, 1e-3, 64),
+        Study("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 6, 20, 30, 1, 0.3, 2e-5, 14),
+        TVS,
+        {"d": 10_000, "n_trials": 200},
+    ),
+    "paper": Profile(
+        "paper",
+        Study("cifar10", "cifar10-resnet164", None, 1000, 1000, 2000, 10, 0.05, 1e-3, None, 100),
+        Study("imagenette", "resnet50", IMAGENETTE_LABELS, 1000, 1000, 2000, 10, 0.05, 2e-5, 28, 20),
+        TVS,
+        {"d": 1_000_000, "n_trials": 1000},
+    ),
+}
+"""`smoke` shows that everything runs, `demo` fits a laptop, `paper` has the paper's sizes and wants a GPU."""
+
+
+def get_profile(name: str) -> Profile:
+    """A profile by name.
+
+    Raises:
+        ValueError: unknown name.
+
+    Example:
+        >>> get_profile("paper").imagenette.n_images
+        1000
+    """
+    if name not in PROFILES:
+        raise ValueError(f"profile: expected one of {list(PROFILES)}, got {name!r}")
+    return PROFILES[name]
+
+
+def resolve_device(device: str = "auto") -> str:
+    """`"auto"` becomes CUDA where there is one, else the CPU; anything else is taken as it is."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def tv_sweep_methods(study: Study, tvs: tuple[float, ...], protocol: Protocol) -> dict[str, SaliencyMethod]:
+    """Section 6.1 on CIFAR-10: masks at full resolution (s = 1), one lTV each; the name of a method is its lTV."""
+    return {f"{tv:g}": study.learned_mask(protocol, scale=1, tv=tv) for tv in tvs}
+
+
+def table1_methods(study: Study, protocol: Protocol) -> dict[str, SaliencyMethod]:
+    """The rows of Table 1 that need no other net: the paper's four settings, "cheating", and three cheap methods."""
+    ours = study.learned_mask(protocol)
+    return {
+        "Gradient x Input": gradient_x_input(),
+        "Ours": ours,
+        "Ours (s=1)": study.learned_mask(protocol, scale=1),
+        "Ours (TV=0.001)": study.learned_mask(protocol, tv=0.001),
+        "Ours (gray)": study.learned_mask(protocol, infill="gray"),
+        "Ours (cheating)": same_map_for_all_labels(ours),
+        "Random": Random(),
+        "Centered Gaussian": CenteredGaussian(),
+    }
+
+
+def run_tv_sweep(profile: str, *, seed: int = 0, device: str = "auto", output_dir: str | Path | None = None) -> xr.Dataset:
+    """Evaluate the CIFAR-10 sweep of a profile (notebook 02), with curves and heatmaps.
+
+    Raises:
+        ValueError: unknown profile.
+    """
+    chosen = get_profile(profile)
+    methods = tv_sweep_methods(chosen.cifar10, chosen.tvs, PROTOCOLS["paper"])
+    return _run("tv_sweep", chosen.cifar10, methods, seed, device, output_dir, keep=True)
+
+
+def run_table1(profile: str, *, seed: int = 0, device: str = "auto", output_dir: str | Path | None = None) -> xr.Dataset:
+    """Evaluate the methods of Table 1 of a profile (notebooks 03 and 04).
+
+    Raises:
+        ValueError: unknown profile.
+    """
+    study = get_profile(profile).imagenette
+    return _run("table1", study, table1_methods(study, PROTOCOLS["paper"]), seed, device, output_dir)
+
+
+def run_two_labels(profile: str, *, seed: int = 0, device: str = "auto", output_dir: str | Path | None = None) -> xr.Dataset:
+    """Evaluate three methods on the image whose second-best class is the most probable, for its two best classes (Figure 2).
+
+    Raises:
+        ValueError: unknown profile.
+    """
+    study = get_profile(profile).imagenette
+    methods = table1_methods(study, PROTOCOLS["paper"])
+    chosen = {name: methods[name] for name in ("Ours", "Ours (TV=0.001)", "Ours (cheating)")}
+
+    def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, list[int]]:
+        index = int(prob.topk(2).values[:, 1].argmax())
+        return images.subset([index]), prob[index].topk(2).indices.tolist()
+
+    return _run("two_labels", replace(study, labels=None), chosen, seed, device, output_dir, keep=True, pick=pick)
+
+
+def run_gallery(profile: str, *, seed: int = 0, device: str = "auto", output_dir: str | Path | None = None) -> xr.Dataset:
+    """Evaluate the paper's method for every label of the image with the most confident prediction.
+
+    Raises:
+        ValueError: unknown profile.
+    """
+    study = get_profile(profile).imagenette
+    ours = {"Ours": table1_methods(study, PROTOCOLS["paper"])["Ours"]}
+
+    def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, None]:
+        return images.subset([int(prob.amax(1).argmax())]), None
+
+    return _run("gallery", study, ours, seed, device, output_dir, keep=True, pick=pick)
+
+
+def _run(
+    name: str,
+    study: Study,
+    methods: dict[str, SaliencyMethod],
+    seed: int,
+    device: str,
+    output_dir: str | Path | None,
+    keep: bool = False,
+    pick: Callable[[ImageSet, Tensor], tuple[ImageSet, list[int] | None]] | None = None,
+) -> xr.Dataset:
+    """Evaluate methods at a study's size, or read the result of the same run; `pick` narrows it to an image and its labels."""
+    device, protocol = resolve_device(device), PROTOCOLS["paper"]
+
+    def compute() -> xr.Dataset:
+        classifier, images, distractors = study.load(device, protocol, seed)
+        if pick is not None:
+            images, labels = pick(images, probabilities(classifier, images.images))
+            classifier.labels = classifier.labels if labels is None else tuple(labels)
+        result = evaluate(
+            classifier,
+            images,
+            methods,
+            distractors=distractors,
+            protocol=protocol,
+            n_steps=study.n_points,
+            seed=seed,
+            images_per_batch=study.images_per_batch,
+            keep_curves=keep,
+            keep_heatmaps=keep,
+        )
+        return result.assign_attrs(data=study.data, classifier=study.classifier, device=device)
+
+    if output_dir is None:
+        return compute()
+    settings = {"study": asdict(study), "methods": {k: repr(m) for k, m in methods.items()}, "protocol": asdict(protocol)}
+    key = fingerprint(settings | {"seed": seed, "device": device})
+    return cached(Path(output_dir) / "results" / f"{name}-{key}.nc", compute)
+
+
+def cached(path: Path, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
+    """The dataset at `path`, computed and written (whole or not at all) if it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        compute().to_netcdf(partial, engine="scipy")
+        os.replace(partial, path)
+    with xr.open_dataset(path, engine="scipy") as stored:
+        return stored.load()
+
+
+def fingerprint(settings: object) -> str:
+    """A hash of settings, of the kit's own code and of the library versions that change numbers: what a stored result goes by."""
+    code = hashlib.blake2b(digest_size=8)
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(source.read_bytes())
+    versions = {package: version(package) for package in ("torch", "torchvision", "numpy", "captum")}
+    text = json.dumps([settings, code.hexdigest(), versions], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,118 @@
+"""The input modification process Gamma: what fills the hidden pixels, how a mask is upsampled and penalised, which pixel ranks first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.functional import gaussian_blur
+
+Infill = Literal["random_image", "gray", "blur"]
+INFILLS: tuple[str, ...] = get_args(Infill)
+
+
+def composite(inputs: Tensor, masks: Tensor, infill: Tensor | float) -> Tensor:
+    """Keep `inputs` where the mask is 1 and show `infill` where it is 0: `M * x + (1 - M) * infill` (Equation 2).
+
+    Args:
+        inputs: `(..., 3, H, W)`.
+        masks: `(..., 1, H, W)` in [0, 1].
+        infill: a gray value or images that broadcast against `inputs`.
+
+    Example:
+        >>> composite(torch.ones(1, 3, 2, 2), torch.full((1, 1, 2, 2), 0.25), 0.0).unique().item()
+        0.25
+    """
+    infill = torch.as_tensor(infill, dtype=inputs.dtype, device=inputs.device)
+    return torch.lerp(infill, inputs, masks)
+
+
+def blur(inputs: Tensor, sigma: float | None = None) -> Tensor:
+    """Gaussian-blurred inputs, `(N, 3, H, W)`; `sigma` in pixels, default 10 at 224 pixels (Fong and Vedaldi) and in proportion."""
+    sigma = inputs.shape[-1] * 10 / 224 if sigma is None else sigma
+    size = 2 * min(int(3 * sigma + 0.5), inputs.shape[-1] - 1) + 1
+    return gaussian_blur(inputs, [size, size], [sigma, sigma])
+
+
+def upsample(masks: Tensor, scale: int) -> Tensor:
+    """Bilinear upsampling `(N, 1, h, w)` -> `(N, 1, scale * h, scale * w)`, `align_corners=False` as released."""
+    return masks if scale == 1 else F.interpolate(masks, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+def total_variation(masks: Tensor) -> Tensor:
+    """Total variation as released: squared differences to the lower and right neighbour, summed.
+
+    The last row and column serve as neighbours only, so the sum runs over i < H-1 and j < W-1.
+
+    Args:
+        masks: `(..., H, W)`.
+
+    Returns:
+        One value a mask, `(...)`, >= 0.
+
+    Example:
+        >>> total_variation(torch.tensor([[0.0, 1.0], [2.0, 5.0]])).item()  # (2 - 0)^2 + (1 - 0)^2
+        5.0
+    """
+    anchor = masks[..., :-1, :-1]
+    return (masks[..., 1:, :-1] - anchor).square().sum((-2, -1)) + (masks[..., :-1, 1:] - anchor).square().sum((-2, -1))
+
+
+def l1_norm(masks: Tensor) -> Tensor:
+    """Sum of the absolute mask values over pixels, `(..., H, W)` -> `(...)`."""
+    return masks.abs().sum((-2, -1))
+
+
+def rank_pixels(heatmaps: Tensor, seed: int = 0) -> Tensor:
+    """Rank of every pixel, 0 = most salient; ties are broken by a permutation of the pixels drawn from `seed`.
+
+    Args:
+        heatmaps: `(N, H, W)`, higher = more salient.
+        seed: of the permutation, which is the same for every heatmap of that size.
+
+    Returns:
+        `(N, H, W)` int32, each map a permutation of 0 ... H*W-1, so that "keep the top k" is `rank < k`.
+
+    Example:
+        >>> rank_pixels(torch.tensor([[[0.1, 0.9], [0.5, 0.0]]])).tolist()
+        [[[2, 0], [1, 3]]]
+    """
+    flat = heatmaps.flatten(1)
+    shuffle = _permutation(flat.shape[1], seed).to(flat.device)
+    order = shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)]
+    places = torch.arange(flat.shape[1], dtype=torch.int32, device=flat.device).expand(flat.shape)
+    return torch.empty_like(places, memory_format=torch.contiguous_format).scatter_(1, order, places).view(heatmaps.shape)
+
+
+def tie_share(heatmaps: Tensor) -> Tensor:
+    """Share of pixels that have the same value as another pixel of their map, `(N, H, W)` -> `(N,)` in [0, 1]."""
+    values = heatmaps.flatten(1).sort(1).values
+    equal = values[:, 1:] == values[:, :-1]
+    none = torch.zeros_like(equal[:, :1])
+    return (torch.cat([equal, none], 1) | torch.cat([none, equal], 1)).float().mean(1)
+
+
+@lru_cache(maxsize=8)
+def _permutation(n: int, seed: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng((seed, n)).permutation(n))
+
+
+def pair_generator(seed: int, image_id: str, label: int, purpose: str) -> np.random.Generator:
+    """The random stream of one (image, label) pair: the same in whatever batch, worker or order the pair is computed."""
+    digest = hashlib.blake2b(f"{seed}|{image_id}|{label}|{purpose}".encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def image_ids(inputs: Tensor, ids: Sequence[str] | None = None) -> list[str]:
+    """The ids as given, else a hash of each image's pixels: an id that does not depend on the place in the batch."""
+    if ids is None:
+        return [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).hexdigest() for image in inputs.detach().cpu().contiguous()]
+    if len(ids) != len(inputs):
+        raise ValueError(f"ids: expected one id a pair, {len(inputs)}, got {len(ids)}")
+    return [str(i) for i in ids]

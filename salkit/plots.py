@@ -1,0 +1,192 @@
+"""The figures: every function takes results and returns a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PALETTE = sns.color_palette("colorblind")
+MARKERS = "osD^vP*X"
+GRAY = 0.45
+"""How dark the hidden pixels are drawn; to the net they are exactly the mean colour."""
+
+
+def use_style() -> None:
+    """The kit's style for all figures: legible at page width, colour-blind-safe."""
+    sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
+    plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 150, "savefig.bbox": "tight"})
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+
+
+def save_figure(figure: Figure, output_dir: str | Path, name: str) -> None:
+    """Write `output_dir/figures/name.png` and `.pdf`."""
+    folder = Path(output_dir) / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in ("png", "pdf"):
+        figure.savefig(folder / f"{name}.{suffix}")
+
+
+def true_and_wrong_label(result: xr.Dataset, methods: Sequence[str], n_images: int = 3) -> Figure:
+    """Figure 1: the images the net is surest of, under masks for the predicted label and for the wrong label that fools it most.
+
+    Args:
+        result: an evaluation with heatmaps in [0, 1].
+        methods: which of its methods to show (names are lTVs); the wrong label is the one with the largest g under the first.
+        n_images: rows.
+    """
+    surest = result.prob.max("label").argsort().values[::-1][:n_images]
+    figure, axes = plt.subplots(
+        len(surest), 1 + 2 * len(methods), figsize=(2.2 * (1 + 2 * len(methods)), 2.75 * len(surest)), squeeze=False
+    )
+    for row, i in zip(axes, surest, strict=True):
+        one = result.isel(image=int(i))
+        right = int(one.prediction)
+        wrong = int(one.insertion_auc.sel({"method": methods[0]}).where(np.arange(len(one.label)) != right, -1).argmax())
+        image = one.pixels.values
+        _show(row[0], image, f"net: {one.label.values[right]}")
+        cells = [(method, label) for method in methods for label in (right, wrong)]
+        for axis, (method, label) in zip(row[1:], cells, strict=True):
+            pair = one.sel({"method": method}).isel(label=label)
+            mask = pair.heatmap.values[..., None]
+            _show(axis, mask * image + (1 - mask) * GRAY, f"{pair.label.item()}\n{_f_and_g(pair)}")
+    kinds = [f"{kind} label\n" + r"$\lambda_{TV}$ = " + method for method in methods for kind in ("predicted", "wrong")]
+    for axis, title in zip(axes[0], ["image", *kinds], strict=True):
+        axis.set_title(title, fontsize=12)
+    figure.tight_layout()
+    return figure
+
+
+def probability_curves(curves: xr.DataArray, prob: xr.DataArray) -> Figure:
+    """Figure 3: mean probability of the best and of the second-best label against the share of kept pixels, one line a method.
+
+    Args:
+        curves: `insertion_curve` of an evaluation, dims method, image, label, kept.
+        prob: probabilities on the whole images, dims image, label.
+    """
+    order = prob.argsort(axis=prob.get_axis_num("label"))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
+    share = curves.kept / curves.kept.max()
+    for axis, place, title in zip(axes, (-1, -2), ("best label (higher: complete)", "second-best label (lower: sound)"), strict=True):
+        label = order.isel(label=place).drop_vars("label", errors="ignore")
+        mean = curves.isel(label=label).mean("image")
+        for i, method in enumerate(curves.method.values):
+            axis.plot(share, mean.sel({"method": method}), color=_ramp(len(curves.method))[i], label=method, lw=2)
+        axis.axhline(float(prob.isel(label=label).mean()), color="0.4", ls=":", lw=1.2, label="whole image")
+        axis.set(xlabel="share of pixels kept", title=title, xlim=(0, 1), ylim=(0, 1))
+    axes[0].set_ylabel("mean probability of the label")
+    axes[1].legend(title=r"$\lambda_{TV}$", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def sweep(table: pd.DataFrame) -> Figure:
+    """Worst-case completeness and soundness with intervals against lTV, from a tidy table whose methods are lTVs."""
+    figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    for i, metric in enumerate(("completeness", "soundness")):
+        rows = table[table.metric == metric]
+        axis.errorbar(
+            np.arange(len(rows)) + 0.06 * (i - 0.5), rows.ours, yerr=[rows.ours - rows.low, rows.high - rows.ours],
+            marker=MARKERS[i], color=PALETTE[i], capsize=3, lw=2, label=f"worst-case {metric}",
+        )  # fmt: skip
+        axis.set_xticks(np.arange(len(rows)), rows.method)
+    axis.set(xlabel=r"$\lambda_{TV}$", ylabel="score", ylim=(0, 1))
+    axis.legend(frameon=False)
+    return figure
+
+
+def completeness_soundness(table: pd.DataFrame, x: str = "completeness", paper: pd.DataFrame | None = None) -> Figure:
+    """Figure 4: worst-case soundness against completeness or best effort, one point a method with its intervals.
+
+    Args:
+        table: tidy.
+        x: the metric of the horizontal axis.
+        paper: also tidy; its points are drawn hollow where it has both coordinates.
+    """
+    wide = table.pivot(index="method", columns="metric", values=["ours", "low", "high", "paper"]).loc[table.method.unique()]
+    wide = wide[wide["ours"][x].notna()]
+    figure, axis = plt.subplots(figsize=(7.6, 4.8), layout="constrained")
+    for i, (method, row) in enumerate(wide.iterrows()):
+        color, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+        xerr, yerr = ([[row["ours", m] - row["low", m]], [row["high", m] - row["ours", m]]] for m in (x, "soundness"))
+        axis.errorbar(row["ours", x], row["ours", "soundness"], yerr, xerr, color=color, marker=marker, ms=9, lw=1, label=method)
+        if paper is not None and row["paper", x] == row["paper", x]:
+            axis.plot(row["paper", x], row["paper", "soundness"], marker=marker, ms=9, mfc="none", color=color, ls="none")
+    if paper is not None:
+        axis.plot([], [], marker="o", mfc="none", color="0.3", ls="none", label="hollow: the paper's value")
+    names = {"completeness": "worst-case completeness", "best_effort": "best effort: worst completeness of the other labels"}
+    axis.set(xlabel=names[x], ylabel="worst-case soundness", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def two_labels(result: xr.Dataset) -> Figure:
+    """Figure 2: the first image of an evaluation; each row a method, each column a label, the map over the image, scores below."""
+    one = result.isel(image=0)
+    n, k = len(one.method), len(one.label)
+    figure, axes = plt.subplots(n, k + 1, figsize=(3.0 * (k + 1), 3.2 * n), squeeze=False, layout="constrained")
+    for row, method in zip(axes, one.method.values, strict=True):
+        row[0].set_axis_off()
+        for axis, label in zip(row[1:], one.label.values, strict=True):
+            pair = one.sel({"method": method, "label": label})
+            heat(axis, one.pixels.values, pair.heatmap.values, _f_and_g(pair))
+        row[1].set_ylabel(str(method), fontsize=12)
+    axes[0, 0].set_axis_on()
+    _show(axes[0, 0], one.pixels.values, "image")
+    for axis, label in zip(axes[0, 1:], one.label.values, strict=True):
+        axis.set_title(str(label), fontsize=12)
+    return figure
+
+
+def label_gallery(result: xr.Dataset, columns: int = 5) -> Figure:
+    """The first method's maps of the first image for every label."""
+    one = result.isel(image=0, method=0)
+    rows = -(-len(one.label) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 3.1 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(one.label) :]:
+        axis.set_axis_off()
+    for axis, label in zip(axes.flat, range(len(one.label)), strict=False):
+        pair = one.isel(label=label)
+        heat(axis, one.pixels.values, pair.heatmap.values, _f_and_g(pair))
+        axis.set_title(pair.label.item(), fontsize=11, weight="bold" if label == int(one.prediction) else "normal")
+    return figure
+
+
+def heat(axis: Axes, pixels: np.ndarray, heatmap: np.ndarray, caption: str = "") -> None:
+    """A heatmap `(H, W)` over its image `(H, W, 3)` in gray: dark is not salient, bright is salient, scaled to the map's range."""
+    spread = heatmap.max() - heatmap.min()
+    scaled = (heatmap - heatmap.min()) / (spread if spread else 1)
+    axis.imshow(pixels.mean(-1), cmap="gray", vmin=0, vmax=1)
+    axis.imshow(scaled, cmap="magma", alpha=0.65, vmin=0, vmax=1)
+    _frame(axis, caption)
+
+
+def _show(axis: Axes, image: np.ndarray, caption: str) -> None:
+    axis.imshow(image.clip(0, 1))
+    _frame(axis, caption)
+
+
+def _f_and_g(pair: xr.Dataset) -> str:
+    return f"f = {_probability(pair.prob)}   g = {_probability(pair.insertion_auc)}"
+
+
+def _probability(value: xr.DataArray) -> str:
+    return f"{float(value):.2f}" if float(value) >= 0.01 else f"{float(value):.0e}".replace("e-0", "e-")
+
+
+def _frame(axis: Axes, caption: str) -> None:
+    axis.set(xticks=[], yticks=[])
+    axis.set_xlabel(caption, fontsize=10)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _ramp(n: int) -> list[tuple[float, float, float]]:
+    """Ordered colours for an ordered parameter."""
+    return sns.color_palette("viridis", n + 1)[:n]

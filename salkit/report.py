@@ -1,0 +1,73 @@
+"""The page that links everything a run left behind."""
+
+from __future__ import annotations
+
+import html
+import platform
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from salkit.experiment import resolve_device
+
+
+def write_index(output: Path, profile: str, finished: Sequence[tuple[str, float, bool]] = ()) -> Path:
+    """Write `index.html`: the notebooks that ran, every table and every figure under `output`."""
+    parts = [f"<h1>Saliency methods, complete and sound: profile {html.escape(profile)}</h1>"]
+    torch_device = resolve_device()
+    where = torch.cuda.get_device_name() if torch_device == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    versions = ", ".join(f"{p} {version(p)}" for p in ("salkit", "torch", "torchvision"))
+    parts.append(f"<p>{datetime.now():%Y-%m-%d %H:%M} on {html.escape(where)}; {versions}; Python {platform.python_version()}.</p>")
+    parts.append("<h2>Notebooks</h2><table><tr><th>notebook</th><th>page</th><th>executed</th><th>last run</th></tr>")
+    took = {name: f"{clock(seconds)}{'' if ok else ', <b>failed</b>'}" for name, seconds, ok in finished}
+    for path in sorted((output / "notebooks").glob("*.ipynb")):
+        read = f"html/{path.stem}.html"
+        link = f'<a href="{read}">read</a>' if (output / read).exists() else ""
+        cells = [path.stem, link, f'<a href="notebooks/{path.name}">ipynb</a>', took.get(path.stem, "earlier")]
+        parts.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    parts.append("</table><h2>Tables</h2>")
+    parts.append(
+        "<p>Ours with 95 % bootstrap intervals over n images. <i>compatible</i>: the paper's value lies in our interval; at a small n "
+        "that is weak evidence, and the profile may use another classifier and other images than the paper. Claims are paired "
+        "comparisons on the same images.</p>"
+    )
+    for path in sorted((output / "tables").glob("*.csv")):
+        body = pd.read_csv(path).to_html(index=False, float_format=_short, na_rep="", border=0)
+        parts.append(f'<h3><a href="tables/{path.name}">{path.name}</a></h3>{body}')
+    parts.append("<h2>Figures</h2>")
+    for path in sorted((output / "figures").glob("*.png")):
+        pdf = f"figures/{path.stem}.pdf"
+        parts.append(
+            f'<figure><a href="figures/{path.name}"><img src="figures/{path.name}" alt="{path.stem}"></a>'
+            f'<figcaption>{path.stem} (<a href="{pdf}">PDF</a>)</figcaption></figure>'
+        )
+    page = output / "index.html"
+    page.write_text(PAGE.format(title=f"salkit, profile {html.escape(profile)}", body="\n".join(parts)))
+    return page
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums }}
+th, td {{ padding: 0.2rem 0.8rem; text-align: left; border-bottom: 1px solid #ddd }}
+figure {{ margin: 2rem 0 }} img {{ max-width: 100% }} figcaption {{ color: #555 }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes:seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"

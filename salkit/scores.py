@@ -1,0 +1,144 @@
+"""Completeness, soundness and their worst cases: Equation 1, Definition 3.7, and the protocols they are computed under.
+
+"Completeness" is the paper's word for "true labels can be proved"; it is not the attribution axiom of the same name (that the
+attributions add up to the difference in the logit).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar, overload
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from salkit.curves import AucRule
+from salkit.methods.learned_mask import Loss
+from salkit.models import SoftmaxScope
+
+Scores = TypeVar("Scores", Tensor, xr.DataArray)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The choices that change a score and that paper and released code make differently.
+
+    Attributes:
+        softmax_over: what f is normalised over: the net's own classes (`"all"`) or the label list.
+        eps_completeness, eps_soundness: the thresholds of Equation 1.
+        loss: the loss masks are learned with.
+        auc_rule: how a curve becomes an area.
+    """
+
+    softmax_over: SoftmaxScope = "all"
+    eps_completeness: float = 0.01
+    eps_soundness: float = 0.001
+    loss: Loss = "nll"
+    auc_rule: AucRule = "mean"
+
+
+PROTOCOLS = {"paper": Protocol(), "released": Protocol("labels", 0.1, 0.1, "released")}
+"""`paper` is what the text says, `released` what the published code does."""
+
+
+def completeness(auc: Scores, prob: Scores, eps: float = 0.01) -> Scores:
+    """Completeness of a map, Equation 1: `min(max(g, eps) / f, 1)`; 1 where f is 0, since `g >= alpha f` then holds for all alpha.
+
+    Args:
+        auc: g, area under the insertion curve, any shape, in [0, 1].
+        prob: f, probability of the label on the whole image, broadcasts to `auc`.
+        eps: labels less probable than this count as proved.
+
+    Raises:
+        ValueError: values outside [0, 1], or a negative eps.
+
+    Example:
+        >>> completeness(torch.tensor([0.3, 0.0]), torch.tensor([0.6, 0.0]))
+        tensor([0.5000, 1.0000])
+    """
+    _check_unit("auc", auc)
+    _check_unit("prob", prob)
+    return _capped_ratio(auc, prob, eps)
+
+
+def soundness(auc: Scores, prob: Scores, eps: float = 0.001) -> Scores:
+    """Soundness of a map, Equation 1: `min(max(f, eps) / g, 1)`; 1 where g is 0, since `g <= f / beta` then holds for all beta.
+
+    Arguments and errors as for `completeness`.
+
+    Example:
+        >>> soundness(torch.tensor([0.5, 0.0]), torch.tensor([0.1, 0.0]))
+        tensor([0.2000, 1.0000])
+    """
+    _check_unit("auc", auc)
+    _check_unit("prob", prob)
+    return _capped_ratio(prob, auc, eps)
+
+
+def worst_case(scores: Scores) -> Scores:
+    """Worst case of completeness or soundness, Definition 3.7: the minimum over labels, then the mean over images.
+
+    Args:
+        scores: a tensor `(..., N, A)` of N images and A labels, or a DataArray with dims `image` and `label`.
+
+    Raises:
+        ValueError: no such dimensions.
+
+    Example:
+        >>> worst_case(torch.tensor([[1.0, 0.5], [0.25, 1.0]])).item()
+        0.375
+    """
+    per_image = worst_per_image(scores)
+    return per_image.mean("image") if isinstance(per_image, xr.DataArray) else per_image.mean(-1)
+
+
+def worst_per_image(scores: Scores) -> Scores:
+    """The minimum over labels alone: what `worst_case` averages and what intervals over images are made of."""
+    if isinstance(scores, xr.DataArray):
+        if not {"image", "label"} <= set(scores.dims):
+            raise ValueError(f"scores: expected dims image and label, got {scores.dims}")
+        return scores.min("label")
+    if scores.ndim < 2:
+        raise ValueError(f"scores: expected shape (..., N, A), got {tuple(scores.shape)}")
+    return scores.amin(-1)
+
+
+def best_effort(completeness: xr.DataArray, prob: xr.DataArray, min_prob: float = 0.01) -> xr.DataArray:
+    """Worst completeness over the labels other than the prediction, per image (Figure 4, right).
+
+    Args:
+        completeness: dims `image`, `label` and any others.
+        prob: f, dims `image`, `label`.
+        min_prob: only images whose second-best label is at least this probable count.
+
+    Returns:
+        Without the dim `label`; NaN for images that do not count. Its mean over `image` is the best-effort score.
+    """
+    prediction = prob.argmax("label")
+    others = prob["label"] != prob["label"][prediction]
+    second = prob.where(others).max("label")
+    return completeness.where(others).min("label").where(second >= min_prob)
+
+
+@overload
+def _capped_ratio(above: Tensor, below: Tensor, eps: float) -> Tensor: ...
+@overload
+def _capped_ratio(above: xr.DataArray, below: xr.DataArray, eps: float) -> xr.DataArray: ...
+def _capped_ratio(above: Scores, below: Scores, eps: float) -> Scores:
+    """`min(max(above, eps) / below, 1)` without ever dividing by 0: where it is capped nothing is divided."""
+    if not eps >= 0:
+        raise ValueError(f"eps: expected a threshold >= 0, got {eps}")
+    if isinstance(above, xr.DataArray):
+        lifted = above.clip(min=eps)
+        return xr.where(lifted >= below, 1.0, lifted / below.where(lifted < below, 1.0)).astype(above.dtype)
+    lifted = above.clamp(min=eps)
+    return torch.where(lifted >= below, 1.0, lifted / torch.where(lifted < below, below, 1.0))
+
+
+def _check_unit(name: str, values: Tensor | xr.DataArray) -> None:
+    # A mean of float32 probabilities may exceed 1 by rounding.
+    low, high = (float(values.min()), float(values.max())) if np.prod(values.shape) else (0.0, 0.0)
+    if not (low >= 0 and high <= 1 + 1e-5):
+        raise ValueError(f"{name}: expected values in [0, 1], got {low} to {high}")
