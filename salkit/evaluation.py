@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ def evaluate(
     images: ImageSet | Tensor,
     methods: Mapping[str, SaliencyMethod] | Sequence[str],
     *,
+    targets: Tensor | None = None,
     distractors: ImageSet | Tensor | None = None,
     protocol: Protocol | str = "paper",
     n_steps: int | None = 28,
@@ -42,6 +43,8 @@ def evaluate(
         classifier: its softmax scope should be the protocol's; its label list gives the labels.
         images: an `ImageSet`, or normalised images `(N, 3, H, W)`.
         methods: name -> method, or names of the registry with default settings.
+        targets: `(N, k)` int64, k labels of each image (indices into the label list) instead of all of them; the paper's footnote 3
+            suggests the k most probable.
         distractors: pool for random-image infill; None takes `images` (never the explained image itself).
         protocol: a `Protocol` or its name; the thresholds and the AUC rule are used here.
         n_steps: points of a curve, None for every pixel count.
@@ -55,62 +58,79 @@ def evaluate(
 
     Returns:
         `prob (image, label)`; `insertion_auc`, `deletion_auc`, `completeness`, `soundness`, `tie_share` `(method, image, label)`;
-        `prediction (image)`, an index into the labels. `deletion_auc` is NaN where it was not asked for.
+        `prediction (image)`, an index into the labels. `deletion_auc` is NaN where it was not asked for. With `targets` the labels
+        are called `label 1` to `label k`, and the coordinate `label_name (image, label)` says which they are.
 
     Raises:
-        TypeError, ValueError: wrong arguments; a method that returns maps of the wrong shape or not finite.
+        TypeError: wrong types.
+        ValueError: wrong values; a method that returns maps of the wrong shape or not finite.
 
     Example:
         >>> scores = evaluate(load_classifier("cifar10-resnet20"), load_images("cifar10-samples"), ["random"])  # doctest: +SKIP
         >>> worst_case(scores.soundness).sel({"method": "random"})  # doctest: +SKIP
     """
-    chosen = _check_evaluate(classifier, images, methods, protocol, deletion)
+    chosen, rules = _check_evaluate(classifier, images, methods, protocol, deletion)
     inputs, ids = (images.images, list(images.ids)) if isinstance(images, ImageSet) else (images, masking.image_ids(images))
     pool = images if distractors is None else distractors
     pool = pool.images if isinstance(pool, ImageSet) else pool
     device = next((p.device for p in classifier.parameters()), inputs.device)
-    rules = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
-    prob = probabilities(classifier, inputs)
-    n, n_labels = prob.shape
+    pool = pool.to(device)
+    every = probabilities(classifier, inputs)
+    targets = _check_targets(targets, every)
+    prob = every.gather(1, targets)
+    shape = (len(chosen), *prob.shape)
     kept = kept_counts(inputs[0, 0].numel(), n_steps)
-    maps = {name: np.full((len(chosen), n, n_labels), np.nan, np.float32) for name in ("insertion_auc", "deletion_auc", "tie_share")}
-    curves = np.empty((len(chosen), n, n_labels, len(kept)), np.float32) if keep_curves else None
-    heat = np.empty((len(chosen), n, n_labels, *inputs.shape[-2:]), np.float32) if keep_heatmaps else None
-    bar = tqdm(total=len(chosen) * n, unit="image", disable=not show_progress)
+    scores = {name: np.full(shape, np.nan, np.float32) for name in ("insertion_auc", "deletion_auc", "tie_share")}
+    curves = np.empty((*shape, len(kept)), np.float32) if keep_curves else None
+    maps = np.empty((*shape, *inputs.shape[-2:]), np.float32) if keep_heatmaps else None
+    settings: dict[str, Any] = {"baseline": baseline, "n_steps": n_steps, "seed": seed}
+    bar = tqdm(total=len(chosen) * len(ids), unit="image", disable=not show_progress)
     for m, (name, method) in enumerate(chosen.items()):
         bar.set_description(f"{name:<24.24}")
-        for rows in _batches(n, images_per_batch):
-            at = (m, slice(rows[0], rows[-1] + 1))
-            batch = inputs[rows].to(device)
-            heatmaps = _heatmaps(method, classifier, batch, prob[rows].argmax(1), pool.to(device), seed, [ids[i] for i in rows], n_labels)
-            per_label = _curves(classifier, batch, heatmaps, baseline, n_steps, seed)
-            maps["insertion_auc"][at] = auc(per_label, rules.auc_rule).cpu()
-            maps["tie_share"][at] = masking.tie_share(heatmaps.flatten(0, 1)).view(len(rows), -1).cpu()
-            if deletion != "none":
-                which = torch.arange(n_labels).expand(len(rows), -1) if deletion == "all" else prob[rows].argmax(1, keepdim=True)
-                removed = _deletion(classifier, batch, heatmaps, which.to(device), baseline, n_steps, seed)
-                maps["deletion_auc"][m, torch.tensor(rows)[:, None], which] = auc(removed, rules.auc_rule, game="deletion").cpu()
+        for rows in torch.arange(len(ids)).split(images_per_batch):
+            at = (m, slice(int(rows[0]), int(rows[-1]) + 1))
+            batch, names = inputs[rows].to(device), [ids[i] for i in rows]
+            best = prob[rows].argmax(1, keepdim=True)
+            asked = targets[rows] if getattr(method, "depends_on_label", True) else targets[rows].gather(1, best)
+            heatmaps = _heatmaps(method, classifier, batch, asked.to(device), pool, seed, names)
+            shown = _curves(classifier, batch, heatmaps, targets[rows].to(device), **settings)
+            scores["insertion_auc"][at] = auc(shown, rules.auc_rule).cpu()
+            scores["tie_share"][at] = masking.tie_share(heatmaps.flatten(0, 1)).view(len(rows), -1).cpu()
             if curves is not None:
-                curves[at] = per_label.cpu()
-            if heat is not None:
-                heat[at] = heatmaps.cpu()
+                curves[at] = shown.cpu()
+            if maps is not None:
+                maps[at] = heatmaps.cpu()
+            if deletion != "none":
+                # Deleting by m is inserting by -m.
+                places = torch.arange(prob.shape[1]).expand(len(rows), -1) if deletion == "all" else best
+                removed = -heatmaps if heatmaps.shape[1] == 1 else -heatmaps[torch.arange(len(rows))[:, None], places.to(device)]
+                hidden = _curves(classifier, batch, removed, targets[rows].gather(1, places).to(device), **settings)
+                scores["deletion_auc"][m, rows[:, None].numpy(), places.numpy()] = auc(hidden, rules.auc_rule, game="deletion").cpu()
             bar.update(len(rows))
     bar.close()
-    coords = {"method": list(chosen), "image": ids, "label": _label_names(classifier, images, n_labels)}
+    dims = ("method", "image", "label")
     result = xr.Dataset(
-        {"prob": (("image", "label"), prob.numpy())} | {k: (("method", "image", "label"), v) for k, v in maps.items()}, coords
+        {"prob": (dims[1:], prob.numpy())} | {k: (dims, v) for k, v in scores.items()}, {"method": list(chosen), "image": ids}
     )
+    result = result.assign_coords(_label_coords(classifier, images, targets, every.shape[1]))
     result["prediction"] = result.prob.argmax("label")
     result["completeness"] = completeness_array(result, rules)
     result["soundness"] = soundness_array(result, rules)
     if curves is not None:
-        result["insertion_curve"] = (("method", "image", "label", "kept"), curves)
+        result["insertion_curve"] = ((*dims, "kept"), curves)
         result = result.assign_coords(kept=kept.numpy())
-    if heat is not None:
-        result["heatmap"] = (("method", "image", "label", "y", "x"), heat)
+    if maps is not None:
+        result["heatmap"] = ((*dims, "y", "x"), maps)
         if isinstance(images, ImageSet):
             result["pixels"] = (("image", "y", "x", "channel"), images.pixels().numpy())
     return result.assign_attrs(asdict(rules) | {"n_steps": len(kept) - 1, "seed": seed, "baseline": baseline})
+
+
+@torch.no_grad()
+def probabilities(classifier: Classifier, inputs: Tensor) -> Tensor:
+    """Probabilities of the label list on whole images, `(N, 3, H, W)` -> `(N, A)` on the CPU, computed where the classifier is."""
+    device = next((p.device for p in classifier.parameters()), inputs.device)
+    return torch.cat([classifier(x.to(device)).exp().cpu() for x in inputs.split(32)])
 
 
 def completeness_array(result: xr.Dataset, protocol: Protocol) -> xr.DataArray:
@@ -129,7 +149,7 @@ def _check_evaluate(
     methods: Mapping[str, SaliencyMethod] | Sequence[str],
     protocol: Protocol | str,
     deletion: str,
-) -> dict[str, SaliencyMethod]:
+) -> tuple[dict[str, SaliencyMethod], Protocol]:
     if not isinstance(classifier, Classifier):
         raise TypeError(f"classifier: expected a salkit.models.Classifier, got {type(classifier).__name__}")
     if not isinstance(images, (ImageSet, Tensor)):
@@ -148,66 +168,52 @@ def _check_evaluate(
             raise TypeError(f"methods: expected objects with an `attribute` method, got {type(method).__name__} for {name!r}")
     if not chosen:
         raise ValueError("methods: expected at least one, got none")
-    return chosen
+    return chosen, PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
 
 
-@torch.no_grad()
-def probabilities(classifier: Classifier, inputs: Tensor) -> Tensor:
-    """Probabilities of the label list on whole images, `(N, 3, H, W)` -> `(N, A)` on the CPU, computed where the classifier is."""
-    device = next((p.device for p in classifier.parameters()), inputs.device)
-    return torch.cat([classifier(x.to(device)).exp().cpu() for x in inputs.split(32)])
-
-
-def _batches(n: int, size: int) -> Iterator[list[int]]:
-    for start in range(0, n, size):
-        yield list(range(start, min(start + size, n)))
+def _check_targets(targets: Tensor | None, prob: Tensor) -> Tensor:
+    n, n_labels = prob.shape
+    if targets is None:
+        return torch.arange(n_labels).expand(n, -1)
+    if targets.dtype != torch.int64 or targets.ndim != 2 or len(targets) != n or not targets.shape[1]:
+        raise ValueError(f"targets: expected int64 of shape ({n}, k), got {targets.dtype} of shape {tuple(targets.shape)}")
+    if targets.min() < 0 or targets.max() >= n_labels:
+        raise ValueError(f"targets: expected indices 0 to {n_labels - 1}, got {targets.min()} to {targets.max()}")
+    return targets.cpu()
 
 
 def _heatmaps(
-    method: SaliencyMethod,
-    classifier: Classifier,
-    inputs: Tensor,
-    prediction: Tensor,
-    pool: Tensor,
-    seed: int,
-    ids: list[str],
-    n_labels: int,
+    method: SaliencyMethod, classifier: Classifier, inputs: Tensor, targets: Tensor, pool: Tensor, seed: int, ids: Sequence[str]
 ) -> Tensor:
-    """Maps for all labels of each image, `(m, A, H, W)`, or `(m, 1, H, W)` for a method that does not depend on the label."""
-    labels = torch.arange(n_labels).expand(len(inputs), -1) if getattr(method, "depends_on_label", True) else prediction[:, None]
-    each = labels.shape[1]
-    pairs = inputs.repeat_interleave(each, 0)
-    target = labels.flatten().to(inputs.device)
-    names = [i for i in ids for _ in range(each)]
-    heatmaps = method.attribute(classifier, pairs, target, distractors=pool, seed=seed, ids=names).detach()
+    """Maps of images `(m, 3, H, W)` for k labels each, `(m, k, H, W)`."""
+    k = targets.shape[1]
+    pairs = inputs.repeat_interleave(k, 0)
+    names = [i for i in ids for _ in range(k)]
+    heatmaps = method.attribute(classifier, pairs, targets.flatten(), distractors=pool, seed=seed, ids=names).detach()
     check_heatmaps(pairs, heatmaps)
-    return heatmaps.float().unflatten(0, (len(inputs), each))
+    return heatmaps.float().unflatten(0, targets.shape)
 
 
-def _curves(classifier: Classifier, inputs: Tensor, heatmaps: Tensor, baseline: float, n_steps: int | None, seed: int) -> Tensor:
-    """Insertion curves `(m, A, points)` from maps `(m, A or 1, H, W)`."""
+def _curves(
+    classifier: Classifier, inputs: Tensor, heatmaps: Tensor, targets: Tensor, baseline: float, n_steps: int | None, seed: int
+) -> Tensor:
+    """Insertion curves `(m, k, points)` for k labels an image from maps `(m, k, H, W)`, or `(m, 1, H, W)` that serve all labels."""
     each = heatmaps.shape[1]
     pairs = inputs.repeat_interleave(each, 0)
     curves = insertion_curves_all_labels(classifier, pairs, heatmaps.flatten(0, 1), baseline=baseline, n_steps=n_steps, seed=seed)
-    curves = curves.unflatten(0, (len(inputs), each)).movedim(-1, 2)
-    return curves.squeeze(1) if each == 1 else curves.diagonal(dim1=1, dim2=2).movedim(-1, 1)
+    image = torch.arange(len(inputs), device=inputs.device)[:, None]
+    place = torch.arange(targets.shape[1], device=inputs.device) if each > 1 else torch.zeros_like(targets)
+    return curves.unflatten(0, (len(inputs), each))[image, place, :, targets]
 
 
-def _deletion(
-    classifier: Classifier, inputs: Tensor, heatmaps: Tensor, labels: Tensor, baseline: float, n_steps: int | None, seed: int
-) -> Tensor:
-    """Deletion curves `(m, k, points)` for the labels `(m, k)`: inserting by -m."""
-    rows = torch.arange(len(inputs), device=inputs.device)[:, None]
-    chosen = -heatmaps[rows, labels if heatmaps.shape[1] > 1 else torch.zeros_like(labels)]
-    if heatmaps.shape[1] == 1:
-        return _curves(classifier, inputs, chosen[:, :1], baseline, n_steps, seed)[rows, labels]
-    pairs = inputs.repeat_interleave(labels.shape[1], 0)
-    curves = insertion_curves_all_labels(classifier, pairs, chosen.flatten(0, 1), baseline=baseline, n_steps=n_steps, seed=seed)
-    return curves.gather(2, labels.flatten()[:, None, None].expand(-1, curves.shape[1], 1)).squeeze(2).unflatten(0, labels.shape)
-
-
-def _label_names(classifier: Classifier, images: ImageSet | Tensor, n_labels: int) -> list[str]:
-    indices = range(n_labels) if classifier.labels is None else classifier.labels
-    known = images.class_names if isinstance(images, ImageSet) and len(images.class_names) > max(indices) else None
-    names = [str(i) if known is None else known[i] for i in indices]
-    return names if len(set(names)) == len(names) else [f"{name} ({i})" for name, i in zip(names, indices, strict=True)]
+def _label_coords(classifier: Classifier, images: ImageSet | Tensor, targets: Tensor, n_labels: int) -> dict[str, object]:
+    """Names of the labels; where every image has labels of its own, their names a (image, label)."""
+    indices = list(range(n_labels) if classifier.labels is None else classifier.labels)
+    known = isinstance(images, ImageSet) and len(images.class_names) > max(indices)
+    names = np.array([images.class_names[i] if known and isinstance(images, ImageSet) else str(i) for i in indices])
+    if len(set(names)) < len(names):
+        names = np.array([f"{name} ({i})" for name, i in zip(names, indices, strict=True)])
+    if torch.equal(targets, torch.arange(n_labels).expand(len(targets), -1)):
+        return {"label": names}
+    places = [f"label {i + 1}" for i in range(targets.shape[1])]
+    return {"label": places, "label_name": (("image", "label"), names[targets.numpy()])}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -101,34 +101,48 @@ def sweep(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def completeness_soundness(table: pd.DataFrame, x: str = "completeness", paper: pd.DataFrame | None = None) -> Figure:
-    """Figure 4: worst-case soundness against completeness or best effort, one point a method with its intervals.
-
-    Args:
-        table: tidy.
-        x: the metric of the horizontal axis.
-        paper: also tidy; its points are drawn hollow where it has both coordinates.
-    """
-    wide = table.pivot(index="method", columns="metric", values=["ours", "low", "high", "paper"]).loc[table.method.unique()]
-    wide = wide[wide["ours"][x].notna()]
+def completeness_soundness(table: pd.DataFrame) -> Figure:
+    """Figure 4, left: worst-case soundness against worst-case completeness, one point a method; hollow, the paper's values."""
     figure, axis = plt.subplots(figsize=(7.6, 4.8), layout="constrained")
-    for i, (method, row) in enumerate(wide.iterrows()):
-        color, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
-        xerr, yerr = ([[row["ours", m] - row["low", m]], [row["high", m] - row["ours", m]]] for m in (x, "soundness"))
-        axis.errorbar(row["ours", x], row["ours", "soundness"], yerr, xerr, color=color, marker=marker, ms=9, lw=1, label=method)
-        if paper is not None and row["paper", x] == row["paper", x]:
-            axis.plot(row["paper", x], row["paper", "soundness"], marker=marker, ms=9, mfc="none", color=color, ls="none")
-    if paper is not None:
-        axis.plot([], [], marker="o", mfc="none", color="0.3", ls="none", label="hollow: the paper's value")
-    names = {"completeness": "worst-case completeness", "best_effort": "best effort: worst completeness of the other labels"}
-    axis.set(xlabel=names[x], ylabel="worst-case soundness", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    _scatter(axis, table, "completeness")
+    axis.plot([], [], marker="o", mfc="none", color="0.3", ls="none", label="hollow: the paper's value")
+    axis.set(xlabel="worst-case completeness", ylabel="worst-case soundness")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def best_effort(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Figure 4, right: worst-case soundness against best effort, a panel a table (title -> tidy table)."""
+    figure, axes = plt.subplots(1, len(tables), figsize=(4.6 * len(tables) + 2, 4.4), squeeze=False, sharey=True, layout="constrained")
+    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
+        n = int(table[table.metric == "best_effort"].n.max())
+        _scatter(axis, table, "best_effort")
+        axis.set(xlabel="best effort", title=f"{title}\n(best effort: n = {n})")
+        if n == 0:
+            axis.text(0.5, 0.5, "no image has a second-best label\nwith probability 0.01 or more", ha="center", va="center")
+    axes[0, 0].set_ylabel("worst-case soundness")
+    handles, labels = max((axis.get_legend_handles_labels() for axis in axes[0]), key=lambda found: len(found[1]))
+    figure.legend(handles, labels, frameon=False, loc="outside right upper")
+    return figure
+
+
+def _scatter(axis: Axes, table: pd.DataFrame, x: str) -> None:
+    """Points with intervals for the methods of a tidy table that have the metric `x`; the paper's points hollow."""
+    for i, method in enumerate(table.method.unique()):
+        at = table[table.method == method].set_index("metric").loc[[x, "soundness"]]
+        if at.n.min() == 0:
+            continue
+        color, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+        (x_error, y_error) = ([[row.ours - row.low], [row.high - row.ours]] for row in at.itertuples())
+        axis.errorbar(at.ours.iloc[0], at.ours.iloc[1], y_error, x_error, color=color, marker=marker, ms=9, lw=1, ls="none", label=method)
+        axis.plot(at.paper.iloc[0], at.paper.iloc[1], marker=marker, ms=9, mfc="none", color=color, ls="none")
+    axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
 
 
 def two_labels(result: xr.Dataset) -> Figure:
     """Figure 2: the first image of an evaluation; each row a method, each column a label, the map over the image, scores below."""
     one = result.isel(image=0)
+    names = one.label_name.values if "label_name" in one.coords else one.label.values
     n, k = len(one.method), len(one.label)
     figure, axes = plt.subplots(n, k + 1, figsize=(3.0 * (k + 1), 3.2 * n), squeeze=False, layout="constrained")
     for row, method in zip(axes, one.method.values, strict=True):
@@ -139,7 +153,7 @@ def two_labels(result: xr.Dataset) -> Figure:
         row[1].set_ylabel(str(method), fontsize=12)
     axes[0, 0].set_axis_on()
     _show(axes[0, 0], one.pixels.values, "image")
-    for axis, label in zip(axes[0, 1:], one.label.values, strict=True):
+    for axis, label in zip(axes[0, 1:], names, strict=True):
         axis.set_title(str(label), fontsize=12)
     return figure
 

@@ -161,8 +161,8 @@ def worked_example(result: xr.Dataset) -> pd.DataFrame:
     for method in one.method.values:
         g, f = xr.broadcast(one.insertion_auc.sel({"method": method}), one.prob)
         alpha, beta = completeness(g, f, eps=0.0), soundness(g, f, eps=0.0)
-        for label in one.label.values:
-            rows.append([method, label, *(float(v.sel(label=label)) for v in (f, g, alpha, beta))])
+        for i, label in enumerate(one.label_name.values if "label_name" in one.coords else one.label.values):
+            rows.append([method, label, *(float(v.isel(label=i)) for v in (f, g, alpha, beta))])
         rows.append([method, "worst case", float("nan"), float("nan"), float(alpha.min()), float(beta.min())])
     return pd.DataFrame(rows, columns=["method", "label", "f", "g", "completeness", "soundness"])
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest  # type: ignore[import-untyped]
+from scipy.stats import binomtest
 
 EVENTS = ("given_certifies_y", "some_certifies_y", "none_certifies_other")
 """What `simulate` estimates: part 1 for a given interval, part 1 as printed, part 2."""

@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from salkit.models import Classifier
+
+
+@pytest.fixture(scope="session")
+def reference() -> dict[str, Tensor]:
+    """What the paper's released functions computed on a small fixed net (fixtures/released_code_small_net.npz)."""
+    with np.load(Path(__file__).parent / "fixtures" / "released_code_small_net.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays}
+
+
+@pytest.fixture(scope="session")
+def reference_classifier(reference: dict[str, Tensor]) -> Classifier:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(512, 10))
+    names = {"0.weight": "conv_weight", "0.bias": "conv_bias", "4.weight": "fc_weight", "4.bias": "fc_bias"}
+    net.load_state_dict({key: reference[name] for key, name in names.items()})
+    return Classifier(net)
+
+
+class MeanPixel(nn.Module):
+    """Logits are the channel means: every composite's probability can be worked out by hand."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.mean((2, 3))
+
+
+class Quadrant(nn.Module):
+    """Looks at the upper left quadrant only: label 0 grows with its brightness, label 1 is its contrary."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        side = inputs.shape[-1] // 2
+        bright = inputs[..., :side, :side].mean((1, 2, 3))
+        return torch.stack([4 * bright, -4 * bright], 1)
+
+
+@pytest.fixture
+def mean_pixel() -> Classifier:
+    return Classifier(MeanPixel())
+
+
+@pytest.fixture
+def quadrant() -> Classifier:
+    return Classifier(Quadrant())
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,100 @@
+import pytest
+import torch
+import xarray as xr
+
+from salkit import costs, experiment
+from salkit.experiment import PROFILES, cached, fingerprint, get_profile
+from salkit.methods import LearnedMask
+from salkit.scores import PROTOCOLS
+
+
+def test_profiles_change_sizes_and_the_paper_has_the_papers():
+    paper = get_profile("paper")
+    for study in (paper.cifar10, paper.imagenette):
+        assert (study.n_images, study.n_steps, study.n_distractors, study.lr) == (1000, 2000, 10, 0.05)
+    assert (paper.cifar10.classifier, paper.imagenette.classifier) == ("cifar10-resnet164", "resnet50")
+    assert len(paper.imagenette.labels) == 10
+    assert {0.0, 0.001, 0.01, 0.1} <= set(paper.tvs)
+    with pytest.raises(ValueError, match=r"profile: expected one of \['smoke', 'demo', 'paper'\], got 'full'"):
+        get_profile("full")
+
+
+def test_table1_settings_are_the_papers():
+    methods = experiment.table1_methods(PROFILES["paper"].imagenette, PROTOCOLS["paper"])
+    ours = methods["Ours"]
+    assert (ours.scale, ours.tv, ours.infill, ours.loss, ours.l1) == (4, 0.01, "random_image", "nll", 2e-5)
+    assert methods["Ours (s=1)"].scale == 1
+    assert methods["Ours (TV=0.001)"].tv == 0.001
+    assert methods["Ours (gray)"].infill == "gray"
+    assert methods["Ours (cheating)"].method == ours
+    sweep = experiment.tv_sweep_methods(PROFILES["paper"].cifar10, (0.0, 0.1), PROTOCOLS["paper"])
+    assert {name: (m.tv, m.scale, m.l1) for name, m in sweep.items()} == {"0": (0.0, 1, 1e-3), "0.1": (0.1, 1, 1e-3)}
+
+
+def test_results_are_computed_once_and_written_whole(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return xr.Dataset({"a": ("image", [1.5, 2.5])}, {"image": ["x", "y"]}, {"n": 3})
+
+    path = tmp_path / "results" / "run-1.nc"
+    first, second = cached(path, compute), cached(path, compute)
+    assert calls == [1]
+    xr.testing.assert_identical(first, second)
+    assert first.image.values.tolist() == ["x", "y"]
+    assert [p.name for p in path.parent.iterdir()] == ["run-1.nc"]
+
+
+def test_a_failed_run_leaves_nothing_behind(tmp_path):
+    def compute():
+        raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        cached(tmp_path / "run.nc", compute)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fingerprint_sees_every_setting():
+    assert fingerprint({"a": 1}) == fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_passes_are_counted_as_they_are_made():
+    """Count the images that really go through the net and compare with the plan."""
+    study = experiment.Study("cifar10-samples", "cifar10-resnet20", None, 2, 20, n_steps=3, n_distractors=2, lr=0.1, l1=1e-3, n_points=4)
+    methods = experiment.table1_methods(study, PROTOCOLS["paper"])
+    forward, forward_backward = costs.count_passes(study, methods)
+    from salkit.data import load_images
+    from salkit.evaluation import evaluate
+    from salkit.models import load_classifier
+
+    classifier = load_classifier(study.classifier, pretrained=False)
+    seen = {"forward": 0, "forward_backward": 0}
+
+    def count(module, inputs):
+        seen["forward_backward" if inputs[0].requires_grad else "forward"] += len(inputs[0])
+
+    classifier.net.register_forward_pre_hook(count)
+    images = load_images(study.data).sample(2)
+    evaluate(classifier, images, methods, distractors=load_images(study.data), n_steps=4, show_progress=False)
+    assert seen["forward_backward"] == forward_backward
+    # The predictions that the cheating variant asks for on its own are not planned: two images.
+    assert seen["forward"] == forward + 2
+
+
+def test_plan_scales_with_the_profile(monkeypatch):
+    monkeypatch.setattr(costs, "_seconds_per_pass", lambda study, device: (0.001, 0.002))
+    plan = {cost.notebook: cost for cost in costs.plan("paper", "cpu")}
+    table1 = plan["03_imagenette_table1"]
+    # 10,000 pairs: three settings of 20,000 passes, gray's 2,000, Gradient x Input's one; cheating learns an image's map once.
+    assert table1.forward_backward == 10_000 * (3 * 20_000 + 2_000 + 1) + 1_000 * 20_000
+    assert table1.hours == pytest.approx((table1.forward * 0.001 + table1.forward_backward * 0.002) / 3600)
+
+
+def test_auto_is_cuda_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert experiment.resolve_device("auto") == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert experiment.resolve_device("auto") == "cpu"
+    assert experiment.resolve_device("cuda:1") == "cuda:1"
+    assert LearnedMask(n_steps=3, n_distractors=4).forward_backward_passes == 12

@@ -1,0 +1,111 @@
+import pytest
+import torch
+from torch import nn
+
+from salkit import data, models
+from salkit.models import Classifier, load_classifier, save_checkpoint
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
+
+
+def test_scopes_and_label_lists_by_hand(net, images):
+    logits = net.eval()(images)
+    within = Classifier(net, [4, 1], "labels")
+    torch.testing.assert_close(within(images), logits[:, [4, 1]].log_softmax(1))
+    torch.testing.assert_close(within(images).exp().sum(1), torch.ones(5))
+    among_all = Classifier(net, [4, 1], "all")
+    torch.testing.assert_close(among_all(images), logits.log_softmax(1)[:, [4, 1]])
+    torch.testing.assert_close(among_all.scope_log_probs(images), logits.log_softmax(1))
+    target = torch.tensor([0, 1])
+    assert among_all.scope_index(target).tolist() == [4, 1]
+    assert within.scope_index(target).tolist() == [0, 1]
+    assert Classifier(net, None, "all")(images).shape == (5, 6)
+
+
+def test_frozen_copied_and_kept_in_eval_mode(net, images):
+    net.train()
+    classifier = Classifier(net)
+    assert net.training, "the caller's net is left as it was"
+    assert all(p.requires_grad for p in net.parameters())
+    assert not any(p.requires_grad for p in classifier.parameters())
+    assert not classifier.train().net.training
+    before = {k: v.clone() for k, v in classifier.state_dict().items()}
+    classifier(images)
+    assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items()), "batch-norm does not learn"
+    assert classifier.net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    inputs = images.clone().requires_grad_()
+    classifier(inputs).sum().backward()
+    assert inputs.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"labels": []}, ValueError, "labels: expected distinct class indices"),
+        ({"labels": [1, 1]}, ValueError, "labels: expected distinct class indices"),
+        ({"labels": [-1]}, ValueError, "labels"),
+        ({"labels": [0.5]}, TypeError, "labels: expected integers"),
+        ({"softmax_over": "some"}, ValueError, "softmax_over: expected 'labels' or 'all', got 'some'"),
+    ],
+)
+def test_wrong_arguments_are_named(net, arguments, error, message):
+    with pytest.raises(error, match=message):
+        Classifier(net, **arguments)
+
+
+def test_other_wrong_input_is_named(net, images):
+    with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got function"):
+        Classifier(lambda x: x)
+    with pytest.raises(ValueError, match="labels: expected indices below the net's 6 classes, got 6"):
+        Classifier(net, [0, 6])(images)
+    with pytest.raises(ValueError, match=r"name: expected one of .*efficientnet-lite0.* got 'vgg'"):
+        load_classifier("vgg")
+
+
+def test_checkpoint_round_trip_in_half_precision(net, images, tmp_path):
+    save_checkpoint(net, tmp_path / "net.safetensors", torch.float16)
+    twin = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
+    twin.load_state_dict(models.load_file(tmp_path / "net.safetensors"))
+    assert twin[0].weight.dtype == torch.float32
+    # Float16 keeps 11 bits: relative 5e-4 a weight.
+    torch.testing.assert_close(Classifier(twin)(images), Classifier(net)(images), atol=5e-3, rtol=0)
+
+
+def test_shipped_resnet20_knows_the_packaged_images():
+    samples = data.load_images("cifar10-samples")
+    classifier = load_classifier("cifar10-resnet20")
+    log_probs = classifier(samples.images)
+    assert log_probs.shape == (20, 10)
+    # About 90 % on held-out images (data/checkpoints/README.md); 20 images leave room for a few misses.
+    assert (log_probs.argmax(1) == samples.labels).sum() >= 16
+
+
+def test_efficientnet_knows_the_packaged_images():
+    samples = data.load_images("imagenet-samples")
+    classifier = load_classifier("efficientnet-lite0")
+    with torch.no_grad():
+        correct = (classifier(samples.images).argmax(1) == samples.labels).sum()
+    assert correct in (16, 17), "the number the net is known to get right with this preprocessing"
+
+
+def test_paper_nets_exist_and_need_no_network_without_weights():
+    for name, side, classes in (("cifar10-resnet164", 32, 10), ("resnet50", 64, 1000)):
+        classifier = load_classifier(name, pretrained=False)
+        assert classifier(torch.zeros(1, 3, side, side)).shape == (1, classes)
+
+
+def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
+    def no_network(*_, **__):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(models, "data_dir", lambda: tmp_path)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    with pytest.raises(FileNotFoundError, match=r"weights of ResNet50 .* could not be fetched .*copy"):
+        load_classifier("resnet50")
+    monkeypatch.setattr("pytorchcv.models.common.model_store._download", no_network)
+    with pytest.raises(FileNotFoundError, match="weights of ResNet-164"):
+        load_classifier("cifar10-resnet164")

@@ -1,0 +1,119 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from salkit.scores import PROTOCOLS, best_effort, completeness, soundness, worst_case, worst_per_image
+
+unit = st.floats(0, 1, width=32)
+eps = st.sampled_from([0.0, 0.001, 0.01, 0.1])
+
+
+def one(value):
+    return torch.tensor([value], dtype=torch.float32)
+
+
+def test_section_3_3_of_the_paper():
+    # f = 0.67 and 0.13; g of the three methods for the two labels as printed; thresholds 0.
+    f = torch.tensor([0.67, 0.13])
+    g = torch.tensor([[0.65, 0.15], [0.70, 0.29], [0.43, 0.58 * 0.13]])
+    alpha, beta = (score(g, f.expand(3, 2), eps=0.0).amin(1) for score in (completeness, soundness))
+    # Printed to two digits from rounded inputs.
+    torch.testing.assert_close(alpha, torch.tensor([0.97, 1.00, 0.58]), atol=5e-3, rtol=0)
+    torch.testing.assert_close(beta, torch.tensor([0.87, 0.45, 1.00]), atol=5e-3, rtol=0)
+
+
+def test_scores_of_the_released_code(reference):
+    for which in ("best", "second"):
+        prob = reference["probs"].gather(1, reference[f"target_{which}"].long()[:, None])[:, 0]
+        for key in (f"{which}_s{s}_{infill}" for s in (1, 4) for infill in ("gray", "image")):
+            area = reference[f"ins1_{key}"]
+            torch.testing.assert_close(completeness(area, prob), reference[f"alpha_{key}"])
+            torch.testing.assert_close(soundness(area, prob), reference[f"beta_{key}"])
+
+
+@given(unit, unit, eps)
+def test_against_equation_1_computed_in_python(g, f, e):
+    alpha = 1.0 if f == 0 else min(max(g, e) / f, 1.0)
+    beta = 1.0 if g == 0 else min(max(f, e) / g, 1.0)
+    assert completeness(one(g), one(f), e).item() == pytest.approx(alpha, rel=1e-5, abs=1e-30)
+    assert soundness(one(g), one(f), e).item() == pytest.approx(beta, rel=1e-5, abs=1e-30)
+
+
+@given(unit, unit, unit, eps)
+def test_completeness_rises_and_soundness_falls_with_the_area(g, more, f, e):
+    low, high = sorted((g, more))
+    assert completeness(one(low), one(f), e) <= completeness(one(high), one(f), e)
+    assert soundness(one(low), one(f), e) >= soundness(one(high), one(f), e)
+
+
+@given(unit, unit, eps)
+def test_scores_stay_in_the_unit_interval_and_one_of_them_is_one(g, f, e):
+    alpha, beta = completeness(one(g), one(f), e).item(), soundness(one(g), one(f), e).item()
+    assert 0 <= alpha <= 1
+    assert 0 <= beta <= 1
+    assert max(alpha, beta) == 1, "g cannot be both too small and too large"
+
+
+def test_limits_at_zero():
+    zero, half = one(0.0), one(0.5)
+    assert completeness(zero, zero, 0.0).item() == 1
+    assert soundness(zero, zero, 0.0).item() == 1
+    assert completeness(half, zero).item() == 1
+    assert soundness(zero, half).item() == 1
+    assert completeness(zero, half, 0.0).item() == 0
+    assert soundness(half, zero, 0.0).item() == 0
+    assert completeness(zero, half, 0.01).item() == pytest.approx(0.02)
+
+
+def test_tensors_and_labelled_arrays_agree():
+    rng = np.random.default_rng(0)
+    g, f = rng.random((2, 4, 3)).astype(np.float32)
+    labelled = [xr.DataArray(v, dims=("image", "label")) for v in (g, f)]
+    for score in (completeness, soundness):
+        plain = score(torch.from_numpy(g), torch.from_numpy(f))
+        np.testing.assert_allclose(score(*labelled), plain, rtol=1e-6)
+        assert worst_case(score(*labelled)).item() == pytest.approx(worst_case(plain).item(), rel=1e-6)
+
+
+def test_worst_case_is_the_minimum_over_labels_then_the_mean_over_images():
+    scores = torch.tensor([[1.0, 0.5, 0.9], [0.25, 1.0, 1.0]])
+    assert worst_case(scores).item() == 0.375
+    assert worst_per_image(scores).tolist() == [0.5, 0.25]
+    both = xr.DataArray(torch.stack([scores, scores / 2]).numpy(), dims=("method", "image", "label"))
+    assert worst_case(both).values.tolist() == [0.375, 0.1875]
+    with pytest.raises(ValueError, match="scores: expected shape"):
+        worst_case(torch.zeros(3))
+    with pytest.raises(ValueError, match="scores: expected dims image and label"):
+        worst_case(xr.DataArray([1.0], dims="image"))
+
+
+def test_best_effort_by_hand():
+    prob = xr.DataArray([[0.7, 0.29, 0.01], [0.2, 0.5, 0.3], [0.995, 0.004, 0.001]], dims=("image", "label"))
+    alpha = xr.DataArray([[0.1, 0.8, 0.6], [0.3, 0.2, 0.9], [0.0, 0.5, 0.4]], dims=("image", "label"))
+    effort = best_effort(alpha.assign_coords(label=[0, 1, 2]), prob.assign_coords(label=[0, 1, 2]))
+    # The third image has no second label with probability 0.01 or more.
+    assert effort.values[:2].tolist() == [0.6, 0.3]
+    assert math.isnan(effort.values[2])
+
+
+@pytest.mark.parametrize("score", [completeness, soundness])
+def test_wrong_values_are_named(score):
+    with pytest.raises(ValueError, match=r"auc: expected values in \[0, 1\], got -0.5"):
+        score(one(-0.5), one(0.5))
+    with pytest.raises(ValueError, match="prob: expected values"):
+        score(one(0.5), one(1.5))
+    with pytest.raises(ValueError, match="auc"):
+        score(one(float("nan")), one(0.5))
+    with pytest.raises(ValueError, match="eps: expected a threshold >= 0"):
+        score(one(0.5), one(0.5), -0.1)
+
+
+def test_protocols_are_the_documented_ones():
+    paper, released = PROTOCOLS["paper"], PROTOCOLS["released"]
+    assert (paper.softmax_over, paper.eps_completeness, paper.eps_soundness, paper.loss) == ("all", 0.01, 0.001, "nll")
+    assert (released.softmax_over, released.eps_completeness, released.eps_soundness, released.loss) == ("labels", 0.1, 0.1, "released")
