@@ -13,10 +13,6 @@ endif
 PY    := $(ENV)/bin/python
 READY := $(ENV)/.salkit-ready
 
-# glibc gives large buffers back to the system after every step unless told to keep them: several times slower on a CPU.
-export MALLOC_TRIM_THRESHOLD_ = 4294967296
-export MALLOC_MMAP_THRESHOLD_ = 4294967296
-
 .DEFAULT_GOAL := help
 .PHONY: help env reproduce plan test test-fast test-notebooks record lab lint clean
 

@@ -114,8 +114,7 @@ def evaluate(
     )
     result = result.assign_coords(_label_coords(classifier, images, targets, every.shape[1]))
     result["prediction"] = result.prob.argmax("label")
-    result["completeness"] = completeness_array(result, rules)
-    result["soundness"] = soundness_array(result, rules)
+    result = rescore(result, rules)
     if curves is not None:
         result["insertion_curve"] = ((*dims, "kept"), curves)
         result = result.assign_coords(kept=kept.numpy())
@@ -133,14 +132,17 @@ def probabilities(classifier: Classifier, inputs: Tensor) -> Tensor:
     return torch.cat([classifier(x.to(device)).exp().cpu() for x in inputs.split(32)])
 
 
-def completeness_array(result: xr.Dataset, protocol: Protocol) -> xr.DataArray:
-    """Completeness of every (method, image, label) of an evaluation under a protocol's thresholds."""
-    return completeness(*xr.broadcast(result.insertion_auc, result.prob), protocol.eps_completeness)
+def rescore(result: xr.Dataset, protocol: Protocol | str) -> xr.Dataset:
+    """Completeness and soundness of an evaluation under another protocol's thresholds; areas and probabilities stay as they are.
 
-
-def soundness_array(result: xr.Dataset, protocol: Protocol) -> xr.DataArray:
-    """Soundness of every (method, image, label) of an evaluation under a protocol's thresholds."""
-    return soundness(*xr.broadcast(result.insertion_auc, result.prob), protocol.eps_soundness)
+    Example:
+        >>> rescore(scores, "released").soundness  # doctest: +SKIP
+    """
+    rules = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+    g, f = xr.broadcast(result.insertion_auc, result.prob)
+    thresholds = {"eps_completeness": rules.eps_completeness, "eps_soundness": rules.eps_soundness}
+    scored = result.assign(completeness=completeness(g, f, rules.eps_completeness), soundness=soundness(g, f, rules.eps_soundness))
+    return scored.assign_attrs(thresholds)
 
 
 def _check_evaluate(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import xarray as xr
@@ -70,17 +71,17 @@ class Profile:
     Attributes:
         cifar10, imagenette: the two studies.
         tvs: the values of lTV in the CIFAR-10 sweep.
-        theory: dimensions and trials of the toy model.
+        theory: of the toy model: `n_trials`, dimension `d`, and `ds` and `margins` to sweep.
     """
 
     name: str
     cifar10: Study
     imagenette: Study
     tvs: tuple[float, ...]
-    theory: Mapping[str, int] = field(default_factory=dict)
+    theory: Mapping[str, Any] = field(default_factory=dict)
 
 
-TVS = (0.0, 0.001, 0.01, 0.03, 0.1)
+TVS = (0.0, 0.001, 0.01, 0.1, 1.0)
 
 PROFILES = {
     "smoke": Profile(
@@ -88,21 +89,21 @@ PROFILES = {
         Study("cifar10-samples", "cifar10-resnet20", None, 4, 20, 20, 1, 0.3, 1e-3, 16),
         Study("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 2, 20, 4, 1, 0.5, 2e-5, 7),
         (0.0, 0.01, 0.1),
-        {"d": 1_000, "n_trials": 50},
+        {"d": 1_000, "n_trials": 200, "ds": (1_000, 10_000), "margins": (0.2, 0.4)},
     ),
     "demo": Profile(
         "demo",
-        Study("cifar10-samples", "cifar10-resnet20", None, 20, 20, 100, 1, 0.2, 1e-3, 64),
-        Study("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 6, 20, 30, 1, 0.3, 2e-5, 14),
+        Study("cifar10-samples", "cifar10-resnet20", None, 20, 20, 60, 1, 0.3, 1e-3, 32),
+        Study("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 8, 20, 20, 1, 0.5, 2e-5, 10),
         TVS,
-        {"d": 10_000, "n_trials": 200},
+        {"d": 10_000, "n_trials": 500, "ds": (1_000, 10_000, 100_000), "margins": (0.1, 0.2, 0.4)},
     ),
     "paper": Profile(
         "paper",
         Study("cifar10", "cifar10-resnet164", None, 1000, 1000, 2000, 10, 0.05, 1e-3, None, 100),
         Study("imagenette", "resnet50", IMAGENETTE_LABELS, 1000, 1000, 2000, 10, 0.05, 2e-5, 28, 20),
         TVS,
-        {"d": 1_000_000, "n_trials": 1000},
+        {"d": 1_000_000, "n_trials": 1000, "ds": (1_000, 10_000, 100_000, 1_000_000), "margins": (0.05, 0.1, 0.2, 0.4)},
     ),
 }
 """`smoke` shows that everything runs, `demo` fits a laptop, `paper` has the paper's sizes and wants a GPU."""

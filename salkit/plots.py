@@ -86,18 +86,21 @@ def probability_curves(curves: xr.DataArray, prob: xr.DataArray) -> Figure:
     return figure
 
 
-def sweep(table: pd.DataFrame) -> Figure:
-    """Worst-case completeness and soundness with intervals against lTV, from a tidy table whose methods are lTVs."""
-    figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    for i, metric in enumerate(("completeness", "soundness")):
-        rows = table[table.metric == metric]
-        axis.errorbar(
-            np.arange(len(rows)) + 0.06 * (i - 0.5), rows.ours, yerr=[rows.ours - rows.low, rows.high - rows.ours],
-            marker=MARKERS[i], color=PALETTE[i], capsize=3, lw=2, label=f"worst-case {metric}",
-        )  # fmt: skip
-        axis.set_xticks(np.arange(len(rows)), rows.method)
-    axis.set(xlabel=r"$\lambda_{TV}$", ylabel="score", ylim=(0, 1))
-    axis.legend(frameon=False)
+def sweep(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Worst-case completeness and soundness with intervals against lTV, one line a table (name -> tidy table whose methods are lTVs)."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for axis, metric in zip(axes, ("completeness", "soundness"), strict=True):
+        for i, (name, table) in enumerate(tables.items()):
+            rows = table[table.metric == metric]
+            errors = [rows.ours - rows.low, rows.high - rows.ours]
+            places = np.arange(len(rows)) + 0.08 * (i - 0.5)
+            axis.errorbar(places, rows.ours, errors, marker=MARKERS[i], color=PALETTE[i], capsize=3, lw=2, label=name)
+            axis.set_xticks(np.arange(len(rows)), rows.method)
+        axis.set(xlabel=r"$\lambda_{TV}$", ylabel=f"worst-case {metric}")
+    axes[0].set_ylim(0, 1)
+    axes[1].set_yscale("log")
+    axes[1].set_ylim(top=1)
+    axes[0].legend(frameon=False, loc="lower left")
     return figure
 
 

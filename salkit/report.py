@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from salkit.experiment import resolve_device
+from salkit.statistics import short
 
 
 def write_index(output: Path, profile: str, finished: Sequence[tuple[str, float, bool]] = ()) -> Path:
@@ -36,7 +37,7 @@ def write_index(output: Path, profile: str, finished: Sequence[tuple[str, float,
         "comparisons on the same images.</p>"
     )
     for path in sorted((output / "tables").glob("*.csv")):
-        body = pd.read_csv(path).to_html(index=False, float_format=_short, na_rep="", border=0)
+        body = pd.read_csv(path).to_html(index=False, float_format=short, na_rep="", border=0)
         parts.append(f'<h3><a href="tables/{path.name}">{path.name}</a></h3>{body}')
     parts.append("<h2>Figures</h2>")
     for path in sorted((output / "figures").glob("*.png")):
@@ -67,7 +68,3 @@ figure {{ margin: 2rem 0 }} img {{ max-width: 100% }} figcaption {{ color: #555 
 def clock(seconds: float) -> str:
     """Seconds as minutes:seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"

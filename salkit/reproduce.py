@@ -23,13 +23,6 @@ TOLERANCE = 0.03
 """Largest allowed difference of a checked score: masks learned on another instruction set or thread count differ by rounding that
 Adam amplifies; on the machines tried, worst-case scores moved by less than 0.01."""
 
-KERNEL_ENVIRONMENT = {
-    "TQDM_DISABLE": "1",  # our display counts cells; bars inside the outputs would only be noise
-    # glibc otherwise gives every large buffer back to the system after each step and faults its pages in again.
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-}
-
 
 class NotebookError(RuntimeError):
     """A notebook failed; the message names the notebook, the cell and the error."""
@@ -181,8 +174,8 @@ def _execute(path: Path, output: Path, values: Mapping[str, Any], progress: _Pro
     papermill_engines.register("salkit", Engine)
     executed = output / "notebooks" / path.name
     progress.start(path.stem)
-    before = {name: os.environ.get(name) for name in KERNEL_ENVIRONMENT}
-    os.environ.update({name: value for name, value in KERNEL_ENVIRONMENT.items() if before[name] is None})
+    # Our display counts cells; bars inside the outputs would only be noise.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         papermill.execute_notebook(
             str(path), str(executed), dict(values), engine_name="salkit", kernel_name="python3", progress_bar=False, cwd=str(path.parent)
@@ -193,10 +186,6 @@ def _execute(path: Path, output: Path, values: Mapping[str, Any], progress: _Pro
             f"{path.name}, cell {error.cell_index + 1} (In [{error.exec_count}]): {error.ename}: {error.evalue}\n"
             f"  {error.source.strip().splitlines()[0]}\nThe notebook as far as it came: {executed}"
         ) from error
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
     _to_html(executed, output / "html" / f"{path.stem}.html")
     progress.stop(ok=True)
 

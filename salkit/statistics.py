@@ -19,7 +19,7 @@ class Interval:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{short(self.mean)} [{short(self.low)}, {short(self.high)}]"
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,16 @@ def paired_comparison(a: Any, b: Any, confidence: float = 0.95, n_resamples: int
         )
         p_value = float(test.pvalue)
     return Comparison(interval.mean, interval.low, interval.high, interval.n, p_value)
+
+
+def short(value: float) -> str:
+    """A score for reading: two decimals, or two significant digits where two decimals would hide it.
+
+    Example:
+        >>> short(0.837), short(0.0013)
+        ('0.84', '0.0013')
+    """
+    return f"{value:.2g}" if 0 < abs(value) < 0.1 else f"{value:.2f}"
 
 
 def _finite(name: str, values: Any) -> np.ndarray:

@@ -127,7 +127,7 @@ def wide_table(tidy: pd.DataFrame) -> pd.DataFrame:
     """For reading: one row a method, for each metric `paper | ours [low, high]`."""
 
     def cell(row: pd.Series) -> str:
-        ours = "not measured" if row.n == 0 else f"{row.ours:.2f} [{row.low:.2f}, {row.high:.2f}]"
+        ours = str(Interval(row.ours, row.low, row.high, row.n))
         return ours if row.paper != row.paper else f"{row.paper:.2f} | {ours}"
 
     shown = tidy[tidy.n > 0]
@@ -137,7 +137,7 @@ def wide_table(tidy: pd.DataFrame) -> pd.DataFrame:
 
 def wide_claims(claims: pd.DataFrame) -> pd.DataFrame:
     """For reading: claim, what is compared, the paper's difference, ours with its interval, the verdict."""
-    ours = [f"{r.ours:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in claims.itertuples()]
+    ours = [str(Interval(r.ours, r.low, r.high, r.n)) for r in claims.itertuples()]
     paper = ["" if value != value else f"{value:+.2f}" for value in claims.paper]
     needed = [f"> {value:+.2f}" for value in claims.threshold]
     compared = claims.metric + ": " + claims.method + " - " + claims.reference

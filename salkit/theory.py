@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
+from scipy.stats import binomtest, hypergeom
 
 EVENTS = ("given_certifies_y", "some_certifies_y", "none_certifies_other")
 """What `simulate` estimates: part 1 for a given interval, part 1 as printed, part 2."""
@@ -248,15 +248,26 @@ def simulate(terms: ArrayLike, lengths: Sequence[int], *, label: int = 1, n_tria
     counts = np.zeros((len(chosen), len(EVENTS)), dtype=np.int64)
     for _ in range(n_trials):
         prefix = _prefix_sums(rng.permutation(values))
+        unit = np.finfo(np.float64).eps * np.abs(prefix).max()  # the rule of `_window_sums`, without a pass over all sums
         for row, length in enumerate(chosen):
-            sums = _window_sums(prefix, length)
-            counts[row] += (sums[0] > 0, sums.max() > 0, sums.min() >= 0)
+            sums, noise = prefix[length:] - prefix[:-length], length * unit
+            counts[row] += (sums[0] > noise, sums.max() > noise, sums.min() >= -noise)
     rows = [
         (values.size, length, event, n_trials, k / n_trials, *binomtest(k, n_trials).proportion_ci(method="wilson"))
         for length, row_counts in zip(chosen, counts.tolist(), strict=True)
         for event, k in zip(EVENTS, row_counts, strict=True)
     ]
     return pd.DataFrame(rows, columns=["d", "length", "event", "n_trials", "probability", "low", "high"])
+
+
+def exact_probability(terms: ArrayLike, length: int) -> float:
+    """The probability that a given interval certifies y, for `(d,)` terms that are all +c, -c or 0: two hypergeometric laws."""
+    values = _check_terms(terms)
+    sizes = np.abs(values[values != 0])
+    _check(values.ndim == 1 and (sizes <= sizes.min(initial=np.inf) * (1 + 1e-9)).all(), "terms", "(d,), all +c, -c or 0", "others")
+    d, plus = values.size, int((values > 0).sum())
+    held = np.arange(max(0, _check_length(length, d) - d + plus), min(length, plus) + 1)  # this many +c, and fewer -c
+    return float(hypergeom.pmf(held, d, plus, length) @ hypergeom.cdf(held - 1, max(d - plus, 1), sizes.size - plus, length - held))
 
 
 def _prefix_sums(terms: NDArray[np.float64]) -> NDArray[np.float64]:

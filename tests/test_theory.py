@@ -196,6 +196,14 @@ def test_simulation_agrees_with_the_exact_law():
     assert (abs(rows["probability"] - exact) <= 4 * np.sqrt(exact * (1 - exact) / n_trials)).all()
 
 
+@properties
+@given(st.lists(st.sampled_from([-2, 0, 2]), min_size=1, max_size=9))
+def test_exact_probability_equals_enumeration(terms):
+    for length in range(1, len(terms) + 1):
+        share = np.mean([sum(chosen) > 0 for chosen in combinations(terms, length)])
+        np.testing.assert_allclose(theory.exact_probability(terms, length), share, atol=1e-12)
+
+
 @pytest.mark.parametrize("values", ["signs", "uniform"])
 @pytest.mark.parametrize("finite_population", [False, True])
 def test_theorem_lengths_achieve_their_probability(values, finite_population):
@@ -313,6 +321,7 @@ def test_one_strong_negative_term_defeats_even_some_interval():
         (lambda: theory.toy_terms(10, 0.5, values="normal"), "values: expected 'signs' or 'uniform', got normal"),
         (lambda: theory.concentrated_terms(1, 0.5), "d: expected at least 2, got 1"),
         (lambda: theory.concentrated_terms(10, 0.5, -0.5), r"rest: expected a number in \[-0.25, 0.75\], got -0.5"),
+        (lambda: theory.exact_probability([1, 2], 1), r"terms: expected \(d,\), all \+c, -c or 0, got others"),
         (lambda: theory.simulate([[1, 2]], [1]), r"terms: expected shape \(d,\), got \(1, 2\)"),
         (lambda: theory.simulate([1, 2], [1], n_trials=0), "n_trials: expected at least 1, got 0"),
         (lambda: theory.simulate([1, 2], [3]), "length: expected an integer from 1 to d = 2, got 3"),

@@ -27,6 +27,7 @@ class CaptumMethod:
         output: what Captum differentiates: the `"logit"` of the label, its `"log_prob"` or its `"prob"`.
         reduction: how `(N, 3, H, W)` becomes `(N, H, W)`: signed `"sum"` over the channels, or `"abs_sum"`.
         internal_batch_size: pairs at a time.
+        forward_backward_passes: what a map costs, for `salkit plan`.
 
     Raises:
         ValueError: unknown output or reduction, or a batch size below 1.
@@ -42,6 +43,7 @@ class CaptumMethod:
     output: Literal["logit", "log_prob", "prob"] = "logit"
     reduction: Reduction = "sum"
     internal_batch_size: int = 32
+    forward_backward_passes: int = 1
 
     def __post_init__(self) -> None:
         if self.output not in ("logit", "log_prob", "prob"):

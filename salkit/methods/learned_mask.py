@@ -171,5 +171,5 @@ class LearnedMask:
 def default_batch_size(inputs: Tensor) -> int:
     """Composites a pass that keep activations in cache on a CPU and the device busy on a GPU."""
     pixels = inputs.shape[-2] * inputs.shape[-1]
-    budget = 200_000 if inputs.device.type == "cpu" else 13_000_000
+    budget = 410_000 if inputs.device.type == "cpu" else 13_000_000
     return max(1, budget // pixels)
