@@ -57,7 +57,9 @@ def plan_command(
     sums = [sum(getattr(cost, name) for cost in planned) for name in ("forward", "forward_backward", "hours")]
     table.add_row("together", f"{sums[0]:,}", f"{sums[1]:,}", f"{sums[2]:,.2f}")
     console.print(table)
-    console.print("Passes are of single images. Rates were measured on a few steps with random weights; the other notebooks take minutes.")
+    console.print(
+        "Passes are of single images. Rates were measured on a few steps with random weights; notebook 01 makes none and takes minutes."
+    )
 
 
 @app.command("evaluate")

@@ -11,6 +11,7 @@ import torch
 from salkit.curves import insertion_curve
 from salkit.experiment import Study, get_profile, resolve_device, table1_methods, tv_sweep_methods
 from salkit.methods import LearnedMask, SaliencyMethod
+from salkit.methods.learned_mask import default_batch_size
 from salkit.models import load_classifier
 from salkit.scores import PROTOCOLS
 
@@ -26,50 +27,51 @@ class Cost:
 
 
 def plan(profile: str, device: str = "auto") -> list[Cost]:
-    """Count the passes of the two big notebooks and estimate their time from a few steps on this device (random weights).
+    """Count each notebook's passes and estimate its time from a few steps on this device (with random weights).
+
+    Notebook 01 makes no passes; 04 is counted as after 03, whose results it reads.
 
     Raises:
         ValueError: unknown profile.
     """
     chosen, protocol, device = get_profile(profile), PROTOCOLS["paper"], resolve_device(device)
-    runs = {
-        "02_cifar10_tv_sweep": (chosen.cifar10, tv_sweep_methods(chosen.cifar10, chosen.tvs, protocol)),
-        "03_imagenette_table1": (chosen.imagenette, table1_methods(chosen.imagenette, protocol)),
+    cifar10, imagenette = chosen.cifar10, chosen.imagenette
+    sweep, table1 = tv_sweep_methods(cifar10, chosen.tvs, protocol), table1_methods(imagenette, protocol)
+    n, n_labels = imagenette.n_images, len(imagenette.labels or range(10))
+    ours = {"Ours": table1["Ours"]}
+    figures = [count_passes(imagenette, *what) for what in ((table1, 1, 2), (table1, n, 2), (ours, 1, n_labels))]
+    passes = {
+        "01_theory_toy_model": (0, 0),
+        "02_cifar10_tv_sweep": count_passes(cifar10, sweep, cifar10.n_images, 10),
+        "03_imagenette_table1": count_passes(imagenette, table1, n, n_labels),
+        "04_figures": (sum(f for f, _ in figures), sum(b for _, b in figures)),
     }
-    costs = []
-    for notebook, (study, methods) in runs.items():
-        forward, forward_backward = count_passes(study, methods)
-        per_forward, per_forward_backward = _seconds_per_pass(study, device)
-        seconds = forward * per_forward + forward_backward * per_forward_backward
-        costs.append(Cost(notebook, forward, forward_backward, seconds / 3600))
-    return costs
+    seconds = {"02": _seconds_per_pass(cifar10, device), "03": _seconds_per_pass(imagenette, device)}
+    seconds |= {"01": (0.0, 0.0), "04": seconds["03"]}
+    return [Cost(name, f, b, (f * seconds[name[:2]][0] + b * seconds[name[:2]][1]) / 3600) for name, (f, b) in passes.items()]
 
 
-def count_passes(study: Study, methods: Mapping[str, SaliencyMethod]) -> tuple[int, int]:
+def count_passes(study: Study, methods: Mapping[str, SaliencyMethod], n_images: int, n_labels: int) -> tuple[int, int]:
     """Forward and forward-backward passes of an evaluation: mask learning, and curves of `n_points + 1` images.
 
     Insertion takes a curve a pair (a curve an image where the map does not depend on the label), deletion one an image.
     """
-    side = 32 if study.classifier.startswith("cifar10") else 224
+    side = _side(study)
     points = (side * side if study.n_points is None else study.n_points) + 1
-    n_labels = len(study.labels) if study.labels else 10
-    forward = study.n_images
-    forward_backward = 0
+    forward, forward_backward = n_images, 0
     for method in methods.values():
-        maps = study.n_images * (n_labels if getattr(method, "depends_on_label", True) else 1)
-        forward += (maps + study.n_images) * points
-        inner = getattr(method, "method", method)
-        forward_backward += maps * getattr(inner, "forward_backward_passes", 0)
+        maps = n_images * (n_labels if getattr(method, "depends_on_label", True) else 1)
+        forward += (maps + n_images) * points
+        forward_backward += maps * getattr(getattr(method, "method", method), "forward_backward_passes", 0)
     return forward, forward_backward
 
 
 def _seconds_per_pass(study: Study, device: str) -> tuple[float, float]:
     """Seconds a forward and a forward-backward pass of one image, the best of three short runs."""
     classifier = load_classifier(study.classifier, study.labels, device=device, pretrained=False)
-    side = 32 if study.classifier.startswith("cifar10") else 224
-    # As many pairs as fill a few batches, since a half-empty batch is slower a pass.
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(256 if side == 32 else 16, 3, side, side, generator=generator).to(device)
+    image = torch.randn(3, _side(study), _side(study), generator=torch.Generator().manual_seed(0)).to(device)
+    # Whole batches, since a half-empty one is slower a pass.
+    inputs = image.repeat(2 * default_batch_size(image[None]), 1, 1, 1)
     target = torch.zeros(len(inputs), dtype=torch.int64, device=device)
     method = LearnedMask(scale=1, n_steps=3, n_distractors=1, infill="gray")
     heatmaps = inputs[:, 0]
@@ -86,3 +88,7 @@ def _seconds_per_pass(study: Study, device: str) -> tuple[float, float]:
 
     forward = clock(lambda: insertion_curve(classifier, inputs, target, heatmaps, n_steps=3), 4 * len(inputs))
     return forward, clock(lambda: method.attribute(classifier, inputs, target), 3 * len(inputs))
+
+
+def _side(study: Study) -> int:
+    return 32 if study.classifier.startswith("cifar10") else 224

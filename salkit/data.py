@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -190,13 +190,18 @@ def load_images(
     chosen = range(len(index.ids)) if n is None else _sample_indices(len(index.ids), n, seed)
     pre = PREPROCESSING[index.preprocessing]
     pixels = torch.empty(len(chosen), 3, pre.size, pre.size, dtype=torch.uint8)
-    for row, i in enumerate(tqdm(chosen, desc=f"decoding {name}", disable=not show_progress)):
+    for row, i in enumerate(progress_bar(chosen, show_progress, desc=f"decoding {name}")):
         pixels[row] = pre(index.open(i))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pre.mean, pre.std))
     images = pixels.float().div_(255).sub_(mean).div_(std)
     labels = torch.tensor([index.labels[i] for i in chosen], dtype=torch.int64)
     ids = tuple(index.ids[i] for i in chosen)
     return ImageSet(images, labels, ids, index.class_names, pre.mean, pre.std)
+
+
+def progress_bar(iterable: Iterable[Any] | None, show: bool, **settings: Any) -> Any:
+    """A tqdm bar, or its silent twin; left to itself a bar heeds `TQDM_DISABLE`, which an explicit `disable=False` would override."""
+    return tqdm(iterable, **settings) if show else tqdm(iterable, disable=True)
 
 
 def load_distractors(name: str, *, n: int = 1000, seed: int = 0, **settings: Any) -> ImageSet:

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from salkit import masking
 from salkit.curves import auc, check_heatmaps, insertion_curves_all_labels, kept_counts
-from salkit.data import ImageSet
+from salkit.data import ImageSet, progress_bar
 from salkit.methods import SaliencyMethod, get_method
 from salkit.models import Classifier
 from salkit.scores import PROTOCOLS, Protocol, completeness, soundness
@@ -84,7 +83,7 @@ def evaluate(
     curves = np.empty((*shape, len(kept)), np.float32) if keep_curves else None
     maps = np.empty((*shape, *inputs.shape[-2:]), np.float32) if keep_heatmaps else None
     settings: dict[str, Any] = {"baseline": baseline, "n_steps": n_steps, "seed": seed}
-    bar = tqdm(total=len(chosen) * len(ids), unit="image", disable=not show_progress)
+    bar = progress_bar(None, show_progress, total=len(chosen) * len(ids), unit="image")
     for m, (name, method) in enumerate(chosen.items()):
         bar.set_description(f"{name:<24.24}")
         for rows in torch.arange(len(ids)).split(images_per_batch):

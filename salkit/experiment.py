@@ -270,10 +270,15 @@ def cached(path: Path, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         return stored.load()
 
 
+COMPUTING = ("data", "models", "masking", "curves", "scores", "evaluation", "experiment")
+"""The modules, besides the methods, that a stored result depends on; what is drawn or printed from it may change."""
+
+
 def fingerprint(settings: object) -> str:
-    """A hash of settings, of the kit's own code and of the library versions that change numbers: what a stored result goes by."""
+    """A hash of settings, of the code and of the library versions that change numbers: what a stored result goes by."""
     code = hashlib.blake2b(digest_size=8)
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
+    folder = Path(__file__).parent
+    for source in [folder / f"{name}.py" for name in COMPUTING] + sorted((folder / "methods").glob("*.py")):
         code.update(source.read_bytes())
     versions = {package: version(package) for package in ("torch", "torchvision", "numpy", "captum")}
     text = json.dumps([settings, code.hexdigest(), versions], sort_keys=True, default=str)

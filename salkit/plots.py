@@ -49,7 +49,7 @@ def true_and_wrong_label(result: xr.Dataset, methods: Sequence[str], n_images: i
     for row, i in zip(axes, surest, strict=True):
         one = result.isel(image=int(i))
         right = int(one.prediction)
-        wrong = int(one.insertion_auc.sel({"method": methods[0]}).where(np.arange(len(one.label)) != right, -1).argmax())
+        wrong = int(one.insertion_auc.sel({"method": methods[0]}).where(np.arange(len(one.label)) != right, -1).argmax("label"))
         image = one.pixels.values
         _show(row[0], image, f"net: {one.label.values[right]}")
         cells = [(method, label) for method in methods for label in (right, wrong)]

@@ -19,6 +19,8 @@ class Interval:
     n: int
 
     def __str__(self) -> str:
+        if not self.n:
+            return "no image counts"
         return f"{short(self.mean)} [{short(self.low)}, {short(self.high)}]"
 
 

@@ -142,6 +142,7 @@ def wide_claims(claims: pd.DataFrame) -> pd.DataFrame:
     needed = [f"> {value:+.2f}" for value in claims.threshold]
     compared = claims.metric + ": " + claims.method + " - " + claims.reference
     table = pd.DataFrame({"compared": compared, "claimed": needed, "paper": paper, "ours": ours, "n": claims.n, "verdict": claims.verdict})
+    table = table if claims.paper.notna().any() else table.drop(columns="paper")
     return table.set_axis(pd.Index(claims.claim, name="claim"))
 
 

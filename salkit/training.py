@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from salkit.data import ImageSet
+from salkit.data import ImageSet, progress_bar
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def train_classifier(
         generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
         batches = _batches(images, labels, order, recipe, generator)
         net.train()
-        for inputs, target in tqdm(batches, f"epoch {epoch + 1}/{recipe.epochs}", steps, disable=not show_progress, leave=False):
+        for inputs, target in progress_bar(batches, show_progress, desc=f"epoch {epoch + 1}/{recipe.epochs}", total=steps, leave=False):
             with torch.autocast(device.type, torch.bfloat16):
                 logits = net(inputs.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), target)

@@ -245,3 +245,14 @@ def test_wrong_pairs_are_named(images, change, error, message):
     arguments = {"inputs": images[:2], "target": torch.tensor([0, 1]), "distractors": images} | change
     with pytest.raises(error, match=message):
         LearnedMask(n_steps=1).attribute(classifier, arguments.pop("inputs"), arguments.pop("target"), **arguments)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_device_changes_nothing(reference_classifier, reference, images, name):
+    method, target = get_method(name, **settings(name)), torch.tensor([0, 1, 2, 3])
+    there = Classifier(reference_classifier.net).cuda()
+    on_cpu = method.attribute(reference_classifier, reference["images"], target, distractors=images)
+    on_gpu = method.attribute(there, reference["images"].cuda(), target.cuda(), distractors=images.cuda())
+    assert on_gpu.device.type == "cuda"
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-3, rtol=0)

@@ -86,7 +86,7 @@ def test_check_counts_and_names(monkeypatch, tmp_path):
     assert check("01", "demo", {"a": 0.5, "b": float("nan")}) == "2 of 2 checks passed"
     monkeypatch.delenv("SALKIT_RECORD")
     assert check("01", "demo", {"a": 0.52, "b": float("nan")}) == "2 of 2 checks passed"
-    assert check("01", "demo", {"a": 0.6, "b": 0.0}) == "0 of 2 checks passed\na: expected 0.500, got 0.600\nb: expected nan, got 0.000"
+    assert check("01", "demo", {"a": 0.6, "b": 0.0}) == "0 of 2 checks passed\na: expected 0.5000, got 0.6000\nb: expected nan, got 0.0000"
     with pytest.raises(ValueError, match=r"values: expected the recorded names, differing in \['b'\]"):
         check("01", "demo", {"a": 0.5})
     assert json.loads((tmp_path / "expected" / "demo.json").read_text())["01"]["values"]["a"] == 0.5

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from salkit import masking
+from salkit.data import progress_bar
 from salkit.methods.base import check_pairs, label_names
 from salkit.models import Classifier
 
@@ -111,7 +111,7 @@ class LearnedMask:
         heatmaps = inputs.new_empty(len(inputs), *inputs.shape[-2:])
         batch = self.internal_batch_size or default_batch_size(inputs)
         chunks = torch.arange(len(inputs)).split(max(1, batch // self.composites_per_step))
-        for pairs in tqdm(chunks, desc="learning masks", disable=not self.show_progress):
+        for pairs in progress_bar(chunks, self.show_progress, desc="learning masks"):
             heatmaps[pairs] = self._learn(classifier, inputs[pairs], target[pairs], pool, draws[pairs].to(inputs.device))
         return heatmaps
 
@@ -169,7 +169,7 @@ class LearnedMask:
 
 
 def default_batch_size(inputs: Tensor) -> int:
-    """Composites a pass that keep activations in cache on a CPU and the device busy on a GPU."""
+    """Composites a pass: 8 at 224 pixels on a CPU, 63 on a GPU; 400 at 32 pixels, where ResNet-164 keeps about 30 MB of each."""
     pixels = inputs.shape[-2] * inputs.shape[-1]
-    budget = 410_000 if inputs.device.type == "cpu" else 13_000_000
-    return max(1, budget // pixels)
+    budget = 410_000 if inputs.device.type == "cpu" else 3_200_000
+    return max(1, min(400, budget // pixels))
