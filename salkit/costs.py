@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from salkit.curves import insertion_curve
-from salkit.experiment import Study, get_profile, resolve_device, table1_methods, tv_sweep_methods
+from salkit.experiment import Study, get_profile, picture_methods, resolve_device, table1_methods, tv_sweep_methods
 from salkit.methods import LearnedMask, SaliencyMethod
 from salkit.methods.learned_mask import default_batch_size
 from salkit.models import load_classifier
@@ -38,8 +38,9 @@ def plan(profile: str, device: str = "auto") -> list[Cost]:
     cifar10, imagenette = chosen.cifar10, chosen.imagenette
     sweep, table1 = tv_sweep_methods(cifar10, chosen.tvs, protocol), table1_methods(imagenette, protocol)
     n, n_labels = imagenette.n_images, len(imagenette.labels or range(10))
-    ours = {"Ours": table1["Ours"]}
-    figures = [count_passes(imagenette, *what) for what in ((table1, 1, 2), (table1, n, 2), (ours, 1, n_labels))]
+    figure2 = picture_methods(imagenette, protocol, "Ours", "Ours (TV=0.001)", "Ours (cheating)")
+    gallery = picture_methods(imagenette, protocol, "Ours")
+    figures = [count_passes(imagenette, *what) for what in ((figure2, 1, 2), (table1, n, 2), (gallery, 1, n_labels))]
     passes = {
         "01_theory_toy_model": (0, 0),
         "02_cifar10_tv_sweep": count_passes(cifar10, sweep, cifar10.n_images, 10),

@@ -22,7 +22,7 @@ GRAY = 0.45
 def use_style() -> None:
     """The kit's style for all figures: legible at page width, colour-blind-safe."""
     sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
-    plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 150, "savefig.bbox": "tight"})
+    plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 120, "savefig.bbox": "tight"})
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 
 
@@ -147,7 +147,7 @@ def two_labels(result: xr.Dataset) -> Figure:
     one = result.isel(image=0)
     names = one.label_name.values if "label_name" in one.coords else one.label.values
     n, k = len(one.method), len(one.label)
-    figure, axes = plt.subplots(n, k + 1, figsize=(3.0 * (k + 1), 3.2 * n), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(n, k + 1, figsize=(2.6 * (k + 1), 2.8 * n), squeeze=False, layout="constrained")
     for row, method in zip(axes, one.method.values, strict=True):
         row[0].set_axis_off()
         for axis, label in zip(row[1:], one.label.values, strict=True):

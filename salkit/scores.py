@@ -58,8 +58,7 @@ def completeness(auc: Scores, prob: Scores, eps: float = 0.01) -> Scores:
         >>> completeness(torch.tensor([0.3, 0.0]), torch.tensor([0.6, 0.0]))
         tensor([0.5000, 1.0000])
     """
-    _check_unit("auc", auc)
-    _check_unit("prob", prob)
+    auc, prob = _check_unit("auc", auc), _check_unit("prob", prob)
     return _capped_ratio(auc, prob, eps)
 
 
@@ -72,8 +71,7 @@ def soundness(auc: Scores, prob: Scores, eps: float = 0.001) -> Scores:
         >>> soundness(torch.tensor([0.5, 0.0]), torch.tensor([0.1, 0.0]))
         tensor([0.2000, 1.0000])
     """
-    _check_unit("auc", auc)
-    _check_unit("prob", prob)
+    auc, prob = _check_unit("auc", auc), _check_unit("prob", prob)
     return _capped_ratio(prob, auc, eps)
 
 
@@ -137,8 +135,11 @@ def _capped_ratio(above: Scores, below: Scores, eps: float) -> Scores:
     return torch.where(lifted >= below, 1.0, lifted / torch.where(lifted < below, below, 1.0))
 
 
-def _check_unit(name: str, values: Tensor | xr.DataArray) -> None:
+def _check_unit(name: str, values: Scores) -> Scores:
+    """Probabilities, as a DataArray or (numbers and numpy arrays too) as a tensor."""
+    checked = values if isinstance(values, xr.DataArray) else torch.as_tensor(values)
     # A mean of float32 probabilities may exceed 1 by rounding.
-    low, high = (float(values.min()), float(values.max())) if np.prod(values.shape) else (0.0, 0.0)
+    low, high = (float(checked.min()), float(checked.max())) if np.prod(checked.shape) else (0.0, 0.0)
     if not (low >= 0 and high <= 1 + 1e-5):
         raise ValueError(f"{name}: expected values in [0, 1], got {low} to {high}")
+    return checked

@@ -61,8 +61,11 @@ def test_fingerprint_sees_every_setting():
 
 def test_passes_are_counted_as_they_are_made():
     """Count the images that really go through the net and compare with the plan."""
-    study = experiment.Study("cifar10-samples", "cifar10-resnet20", None, 2, 20, n_steps=3, n_distractors=2, lr=0.1, l1=1e-3, n_points=4)
-    methods = experiment.table1_methods(study, PROTOCOLS["paper"])
+    study = experiment.Study(
+        "cifar10-samples", "cifar10-resnet20", None, 2, 20, n_steps=3, n_distractors=2, lr=0.1, l1=1e-3, n_points=4, picture_steps=3
+    )
+    # Four composites a pass divide the pairs evenly: no pass is filled up.
+    methods = experiment.table1_methods(study, PROTOCOLS["paper"], internal_batch_size=4)
     forward, forward_backward = costs.count_passes(study, methods, 2, 10)
     from salkit.data import load_images
     from salkit.evaluation import evaluate
@@ -88,8 +91,9 @@ def test_plan_scales_with_the_profile(monkeypatch):
     table1 = plan["03_imagenette_table1"]
     # 10,000 pairs: three settings of 20,000 passes, gray's 2,000, Gradient x Input's one; cheating learns an image's map once.
     assert table1.forward_backward == 10_000 * (3 * 20_000 + 2_000 + 1) + 1_000 * 20_000
-    # Figure 2, best effort and the gallery: 1001 images with two labels, one with ten.
-    assert plan["04_figures"].forward_backward == 1_001 * (2 * (3 * 20_000 + 2_000 + 1) + 20_000) + 10 * 20_000
+    # Best effort: 1000 images with two labels each; Figure 2: two settings twice and one map for both; the gallery: ten.
+    own_labels, figure2, gallery = 1_000 * (2 * (3 * 20_000 + 2_000 + 1) + 20_000), 5 * 20_000, 10 * 20_000
+    assert plan["04_figures"].forward_backward == own_labels + figure2 + gallery
     assert plan["01_theory_toy_model"].forward == 0
     assert table1.hours == pytest.approx((table1.forward * 0.001 + table1.forward_backward * 0.002) / 3600)
 

@@ -122,7 +122,7 @@ def test_maps_find_the_quadrant_the_net_looks_at(quadrant, images, name, label):
 def test_masks_find_the_quadrant_whatever_fills_the_rest(quadrant, images, infill):
     inputs = torch.zeros_like(images)
     inputs[..., 8:16, 8:16] = 4.0  # at the quadrant's corner, so that blurring carries it out
-    masks = LearnedMask(**{**FAST, "infill": infill, "n_steps": 30, "l1": 1e-4}).attribute(
+    masks = LearnedMask(**{**FAST, "infill": infill, "n_steps": 30, "l1": 1e-6}).attribute(
         quadrant, inputs, torch.zeros(5, dtype=torch.int64), distractors=torch.zeros_like(images) - 1
     )
     assert (masks[:, 8:16, 8:16].mean((1, 2)) > masks[:, 16:, 16:].mean((1, 2)) + 0.1).all()
