@@ -33,7 +33,7 @@ def evaluate(
     seed: int = 0,
     keep_heatmaps: bool = False,
     keep_curves: bool = False,
-    images_per_batch: int = 4,
+    images_per_batch: int = 16,
     show_progress: bool = True,
 ) -> xr.Dataset:
     """Score saliency methods on all (image, label) pairs.

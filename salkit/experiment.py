@@ -53,7 +53,7 @@ class Study:
     l1: float
     n_points: int | None
     picture_steps: int
-    images_per_batch: int = 4
+    images_per_batch: int = 20
 
     def images(self) -> ImageSet:
         """All images of the data set whose label is in the list."""
@@ -103,7 +103,7 @@ PROFILES = {
     "paper": Profile(
         "paper",
         Study("cifar10", "cifar10-resnet164", None, 1000, 1000, 2000, 10, 0.05, 1e-3, None, 2000, 100),
-        Study("imagenette", "resnet50", IMAGENETTE_LABELS, 1000, 1000, 2000, 10, 0.05, 2e-5, 28, 2000, 20),
+        Study("imagenette", "resnet50", IMAGENETTE_LABELS, 1000, 1000, 2000, 10, 0.05, 2e-5, 28, 2000),
         TVS,
         {"d": 1_000_000, "n_trials": 1000, "ds": (1_000, 10_000, 100_000, 1_000_000), "margins": (0.05, 0.1, 0.2, 0.4)},
     ),

@@ -22,7 +22,7 @@ GRAY = 0.45
 def use_style() -> None:
     """The kit's style for all figures: legible at page width, colour-blind-safe."""
     sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
-    plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 120, "savefig.bbox": "tight"})
+    plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 150, "savefig.bbox": "tight"})
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 
 
@@ -147,17 +147,17 @@ def two_labels(result: xr.Dataset) -> Figure:
     one = result.isel(image=0)
     names = one.label_name.values if "label_name" in one.coords else one.label.values
     n, k = len(one.method), len(one.label)
-    figure, axes = plt.subplots(n, k + 1, figsize=(2.6 * (k + 1), 2.8 * n), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(n, k + 1, figsize=(1.9 * (k + 1), 2.15 * n), squeeze=False, layout="constrained")
     for row, method in zip(axes, one.method.values, strict=True):
         row[0].set_axis_off()
         for axis, label in zip(row[1:], one.label.values, strict=True):
             pair = one.sel({"method": method, "label": label})
             heat(axis, one.pixels.values, pair.heatmap.values, _f_and_g(pair))
-        row[1].set_ylabel(str(method), fontsize=12)
+        row[1].set_ylabel(str(method), fontsize=10)
     axes[0, 0].set_axis_on()
     _show(axes[0, 0], one.pixels.values, "image")
     for axis, label in zip(axes[0, 1:], names, strict=True):
-        axis.set_title(str(label), fontsize=12)
+        axis.set_title(str(label), fontsize=10)
     return figure
 
 
@@ -165,13 +165,13 @@ def label_gallery(result: xr.Dataset, columns: int = 5) -> Figure:
     """The first method's maps of the first image for every label."""
     one = result.isel(image=0, method=0)
     rows = -(-len(one.label) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 3.1 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 2.15 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(one.label) :]:
         axis.set_axis_off()
     for axis, label in zip(axes.flat, range(len(one.label)), strict=False):
         pair = one.isel(label=label)
         heat(axis, one.pixels.values, pair.heatmap.values, _f_and_g(pair))
-        axis.set_title(pair.label.item(), fontsize=11, weight="bold" if label == int(one.prediction) else "normal")
+        axis.set_title(pair.label.item(), fontsize=10, weight="bold" if label == int(one.prediction) else "normal")
     return figure
 
 
@@ -199,7 +199,7 @@ def _probability(value: xr.DataArray) -> str:
 
 def _frame(axis: Axes, caption: str) -> None:
     axis.set(xticks=[], yticks=[])
-    axis.set_xlabel(caption, fontsize=10)
+    axis.set_xlabel(caption, fontsize=9)
     for spine in axis.spines.values():
         spine.set_visible(False)
 
