@@ -20,7 +20,8 @@ GRAY = 0.45
 
 
 def use_style() -> None:
-    """The kit's style for all figures: legible at page width, colour-blind-safe."""
+    """The kit's style: figures legible at page width and colour-blind-safe, tables that do not wrap."""
+    pd.set_option("display.width", 250, "display.max_columns", 20)
     sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
     plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 150, "savefig.bbox": "tight"})
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})

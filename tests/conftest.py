@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from salkit.models import Classifier
 
+# Small nets gain nothing from a second thread, and two that wait for each other on a busy core lose much.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def reference() -> dict[str, Tensor]:

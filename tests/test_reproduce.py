@@ -83,13 +83,16 @@ def test_check_counts_and_names(monkeypatch, tmp_path):
     monkeypatch.delenv("SALKIT_RECORD", raising=False)
     assert "nothing to compare" in check("01", "demo", {"a": 1.0})
     monkeypatch.setenv("SALKIT_RECORD", "1")
-    assert check("01", "demo", {"a": 0.5, "b": float("nan")}) == "2 of 2 checks passed"
+    recorded = {"a": (0.5, 0.05), "b": float("nan"), "c": 10.0}
+    assert check("01", "demo", recorded) == "3 of 3 checks passed"
     monkeypatch.delenv("SALKIT_RECORD")
-    assert check("01", "demo", {"a": 0.52, "b": float("nan")}) == "2 of 2 checks passed"
-    assert check("01", "demo", {"a": 0.6, "b": 0.0}) == "0 of 2 checks passed\na: expected 0.5000, got 0.6000\nb: expected nan, got 0.0000"
-    with pytest.raises(ValueError, match=r"values: expected the recorded names, differing in \['b'\]"):
+    assert check("01", "demo", {"a": (0.54, 9.0), "b": float("nan"), "c": 10.1}) == "3 of 3 checks passed"
+    lines = check("01", "demo", {"a": (0.56, 9.0), "b": 0.0, "c": 10.3}).splitlines()
+    assert lines[0] == "0 of 3 checks passed"
+    assert lines[1] == "a: expected 0.5000 within 0.0500, got 0.5600"
+    with pytest.raises(ValueError, match=r"values: expected the recorded names, differing in \['b', 'c'\]"):
         check("01", "demo", {"a": 0.5})
-    assert json.loads((tmp_path / "expected" / "demo.json").read_text())["01"]["values"]["a"] == 0.5
+    assert json.loads((tmp_path / "expected" / "demo.json").read_text())["01"]["values"]["a"] == [0.5, 0.05]
 
 
 def test_time_left_follows_the_pace_of_this_machine(console):
