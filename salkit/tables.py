@@ -174,10 +174,10 @@ def worked_example(result: xr.Dataset) -> pd.DataFrame:
 
 
 def save_table(table: pd.DataFrame, output_dir: str | Path, name: str) -> Path:
-    """Write `output_dir/tables/name.csv`, whole or not at all; four decimals."""
+    """Write `output_dir/tables/name.csv`, whole or not at all; six significant digits."""
     path = Path(output_dir) / "tables" / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(f"{path}.part", index=False, float_format="%.4f")
+    table.to_csv(f"{path}.part", index=False, float_format="%.6g")
     os.replace(f"{path}.part", path)
     return path
 

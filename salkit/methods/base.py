@@ -51,6 +51,7 @@ class same_map_for_all_labels:
     """The paper's "cheating": explain the net's prediction and return that map for every label.
 
     Example:
+        >>> from salkit import LearnedMask
         >>> cheating = same_map_for_all_labels(LearnedMask(n_steps=20))
         >>> cheating.depends_on_label
         False
@@ -72,7 +73,7 @@ class same_map_for_all_labels:
         """Heatmaps of the wrapped method for the predicted label, whatever the target; see `SaliencyMethod.attribute`."""
         check_pairs(classifier, inputs, target)
         with torch.inference_mode():
-            prediction = torch.cat([classifier(x).argmax(1) for x in inputs.split(64)]) if len(inputs) else target
+            prediction = torch.cat([classifier(x).argmax(1) for x in inputs.split(64)])
         return self.method.attribute(classifier, inputs, prediction.clone(), distractors=distractors, seed=seed, ids=ids)
 
 
@@ -90,6 +91,8 @@ def check_pairs(classifier: Classifier, inputs: Tensor, target: Tensor) -> None:
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if inputs.ndim != 4 or inputs.shape[1] != 3:
         raise ValueError(f"inputs: expected shape (N, 3, H, W), got {tuple(inputs.shape)}")
+    if not len(inputs):
+        raise ValueError("inputs: expected at least one pair, got none")
     if not inputs.is_floating_point():
         raise TypeError(f"inputs: expected a floating-point tensor, got {inputs.dtype}")
     if not torch.isfinite(inputs).all():
@@ -99,7 +102,7 @@ def check_pairs(classifier: Classifier, inputs: Tensor, target: Tensor) -> None:
     if target.shape != inputs.shape[:1]:
         raise ValueError(f"target: expected shape ({len(inputs)},), one label a pair, got {tuple(target.shape)}")
     n_labels = None if classifier.labels is None else len(classifier.labels)
-    if len(target) and (target.min() < 0 or (n_labels is not None and target.max() >= n_labels)):
+    if target.min() < 0 or (n_labels is not None and target.max() >= n_labels):
         raise ValueError(f"target: expected indices 0 to {'C' if n_labels is None else n_labels} - 1, got {target.min()} to {target.max()}")
 
 
