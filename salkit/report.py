@@ -36,29 +36,50 @@ def write_index(output: Path, profile: str, finished: Sequence[tuple[str, float,
         "that is weak evidence, and the profile may use another classifier and other images than the paper. Claims are paired "
         "comparisons on the same images.</p>"
     )
-    for path in sorted((output / "tables").glob("*.csv")):
-        body = pd.read_csv(path).to_html(index=False, float_format=short, na_rep="", border=0)
-        parts.append(f'<h3><a href="tables/{path.name}">{path.name}</a></h3>{body}')
+    for path in sorted((output / "tables").glob("*.csv"), key=lambda p: (p.stem not in MAIN_TABLES, p.stem)):
+        body = pd.read_csv(path, dtype={"method": str, "reference": str}).to_html(index=False, float_format=short, na_rep="", border=0)
+        shown = " open" if path.stem in MAIN_TABLES else ""
+        parts.append(f'<details{shown}><summary><a href="tables/{path.name}">{path.name}</a></summary>{body}</details>')
     parts.append("<h2>Figures</h2>")
     for path in sorted((output / "figures").glob("*.png")):
         pdf = f"figures/{path.stem}.pdf"
         parts.append(
             f'<figure><a href="figures/{path.name}"><img src="figures/{path.name}" alt="{path.stem}"></a>'
-            f'<figcaption>{path.stem} (<a href="{pdf}">PDF</a>)</figcaption></figure>'
+            f'<figcaption>{CAPTIONS.get(path.stem, path.stem)} (<a href="{pdf}">PDF</a>)</figcaption></figure>'
         )
     page = output / "index.html"
     page.write_text(PAGE.format(title=f"salkit, profile {html.escape(profile)}", body="\n".join(parts)))
     return page
 
 
+MAIN_TABLES = ("table1", "table1_claims", "table2", "table2_claims")
+"""Shown open; the others are a click away."""
+
+CAPTIONS = {
+    "figure1_masks": "Figure 1. Masks for a wrong label (f near 0) reach a large g: the net can be made to see what is not there.",
+    "figure2_two_labels": "Figure 2. One image, its two best classes, three methods. One map for both labels leaves the second unproved.",
+    "figure3_curves": "Figure 3. TV lowers the curve of the second-best label much more than that of the best.",
+    "figure4_left": "Figure 4, left. Upper right is best; hollow symbols are the paper's values.",
+    "figure4_right": "Figure 4, right. Methods with one map for all labels make little effort for labels other than the prediction.",
+    "gallery_labels": "The map of every label of one image; the net's label in bold. A sound method has little to show for the others.",
+    "table2_sweep": "Table 2 as a picture: completeness falls and soundness rises with TV. Note the logarithmic axis.",
+    "theory_success": "Theorem 5.1. Completeness does not depend on d, soundness needs longer intervals as d grows; dashed, the theorem.",
+    "theory_collapse": "Success depends on length times squared margin.",
+    "theory_shares": "Share of certifying intervals on one shuffle: none certifies the wrong label at the theorem's length.",
+    "theory_contrast": "Unconstrained masks certify the wrong label at almost any size, intervals only up to a length below the theorem's.",
+    "theory_counterexamples": "Without bounded terms the theorem's lengths do not suffice; lines are closed forms.",
+    "theory_concentration": "From one active coordinate to all of them: lengths for B = 1 hold only where the terms are spread out.",
+}
+"""What to see in each figure."""
+
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums }}
 th, td {{ padding: 0.2rem 0.8rem; text-align: left; border-bottom: 1px solid #ddd }}
-figure {{ margin: 2rem 0 }} img {{ max-width: 100% }} figcaption {{ color: #555 }}
+summary {{ margin: 1rem 0 0.3rem; font-weight: 600 }} figure {{ margin: 2rem 0 }} img {{ max-width: 100% }} figcaption {{ color: #555 }}
 </style></head><body>
 {body}
 </body></html>

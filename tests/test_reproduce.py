@@ -39,6 +39,7 @@ def test_notebooks_run_in_order_with_their_parameters(tmp_path, console):
     executed = nbformat.read(out / "notebooks" / "02_second.ipynb", as_version=4)
     assert "smoke,7" in executed.cells[-1].outputs[0].text
     page = index.read_text()
+    assert "<td>smoke</td>" in page
     for link in ("html/01_first.html", "html/02_second.html", "notebooks/01_first.ipynb", "tables/made.csv"):
         assert f'href="{link}"' in page
         assert (out / link).exists()
