@@ -88,23 +88,21 @@ def evaluate(
         bar.set_description(f"{name:<24.24}")
         for rows in torch.arange(len(ids)).split(images_per_batch):
             at = (m, slice(int(rows[0]), int(rows[-1]) + 1))
-            batch, names = inputs[rows].to(device), [ids[i] for i in rows]
-            best = prob[rows].argmax(1, keepdim=True)
-            asked = targets[rows] if getattr(method, "depends_on_label", True) else targets[rows].gather(1, best)
-            heatmaps = _heatmaps(method, classifier, batch, asked.to(device), pool, seed, names)
-            shown = _curves(classifier, batch, heatmaps, targets[rows].to(device), **settings)
+            batch, asked = inputs[rows].to(device), targets[rows].to(device)
+            best = prob[rows].argmax(1, keepdim=True).to(device)
+            explained = asked if getattr(method, "depends_on_label", True) else asked.gather(1, best)
+            heatmaps = _heatmaps(method, classifier, batch, explained, pool, seed, [ids[i] for i in rows])
+            shown = _curves(classifier, batch, heatmaps, asked, **settings)
             scores["insertion_auc"][at] = auc(shown, rules.auc_rule).cpu()
             scores["tie_share"][at] = masking.tie_share(heatmaps.flatten(0, 1)).view(len(rows), -1).cpu()
+            if deletion != "none":
+                places = best if deletion == "prediction" else torch.arange(prob.shape[1], device=device).expand(len(rows), -1)
+                hidden = _deletion_curves(classifier, batch, heatmaps, asked, places, **settings)
+                scores["deletion_auc"][m, rows[:, None].numpy(), places.cpu().numpy()] = auc(hidden, rules.auc_rule, game="deletion").cpu()
             if curves is not None:
                 curves[at] = shown.cpu()
             if maps is not None:
                 maps[at] = heatmaps.cpu()
-            if deletion != "none":
-                # Deleting by m is inserting by -m.
-                places = torch.arange(prob.shape[1]).expand(len(rows), -1) if deletion == "all" else best
-                removed = -heatmaps if heatmaps.shape[1] == 1 else -heatmaps[torch.arange(len(rows))[:, None], places.to(device)]
-                hidden = _curves(classifier, batch, removed, targets[rows].gather(1, places).to(device), **settings)
-                scores["deletion_auc"][m, rows[:, None].numpy(), places.numpy()] = auc(hidden, rules.auc_rule, game="deletion").cpu()
             bar.update(len(rows))
     bar.close()
     dims = ("method", "image", "label")
@@ -205,6 +203,13 @@ def _curves(
     image = torch.arange(len(inputs), device=inputs.device)[:, None]
     place = torch.arange(targets.shape[1], device=inputs.device) if each > 1 else torch.zeros_like(targets)
     return curves.unflatten(0, (len(inputs), each))[image, place, :, targets]
+
+
+def _deletion_curves(classifier: Classifier, inputs: Tensor, heatmaps: Tensor, targets: Tensor, places: Tensor, **settings: Any) -> Tensor:
+    """Deletion curves `(m, p, points)` for the labels at `places (m, p)` among an image's targets: deleting by m is inserting by -m."""
+    rows = torch.arange(len(inputs), device=inputs.device)[:, None]
+    chosen = heatmaps if heatmaps.shape[1] == 1 else heatmaps[rows, places]
+    return _curves(classifier, inputs, -chosen, targets.gather(1, places), **settings)
 
 
 def _label_coords(classifier: Classifier, images: ImageSet | Tensor, targets: Tensor, n_labels: int) -> dict[str, object]:

