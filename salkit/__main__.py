@@ -97,7 +97,8 @@ def evaluate_command(
     for column in ("method", "metric", "mean", "95 % interval", "n"):
         shown.add_column(column, justify="left" if column in ("method", "metric") else "right")
     for row in table.itertuples():
-        shown.add_row(row.method, row.metric, f"{row.ours:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.n))
+        interval = f"{row.low:.3f} to {row.high:.3f}" if row.n > 1 else "too few images"
+        shown.add_row(row.method, row.metric, f"{row.ours:.3f}" if row.n else "", interval, str(row.n))
     console.print(shown)
     if csv:
         csv.parent.mkdir(parents=True, exist_ok=True)
