@@ -122,7 +122,7 @@ class LearnedMask:
         return heatmaps
 
     def _pairs_per_pass(self, inputs: Tensor) -> int:
-        """The largest power of two whose composites fit the batch size: the position in such a batch changes no rounding."""
+        """The largest power of two whose composites fit: in batches of 8 to 128 the position changed no rounding, in one of 6 it did."""
         batch = self.internal_batch_size or default_batch_size(inputs)
         return 1 << max(0, (batch // self.composites_per_step).bit_length() - 1)
 
