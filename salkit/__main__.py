@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +13,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from salkit import costs, experiment, models, reproduce, tables, training
-from salkit.data import data_dir, load_distractors, load_images
+from salkit import costs, experiment, masker_training, models, reproduce, tables, training
+from salkit.data import data_dir, load_distractors, load_images, open_images
 from salkit.evaluation import evaluate
 from salkit.methods import METHODS, get_method
+from salkit.methods.masker import save_masker
 from salkit.scores import PROTOCOLS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Completeness and soundness of saliency maps.", rich_markup_mode=None)
@@ -71,6 +73,7 @@ def evaluate_command(
         str | None, typer.Option(help="Class indices, comma-separated; default: all of CIFAR-10, or the labels present.")
     ] = None,
     n: Annotated[int | None, typer.Option(help="How many images; default all.")] = None,
+    preset: Annotated[str, typer.Option(help="source: the methods' own sizes; fast: a laptop's.")] = "source",
     setting: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, a setting of the methods.")] = None,
     protocol: Annotated[str, typer.Option(help=f"{' or '.join(PROTOCOLS)}.")] = "paper",
     points: Annotated[int, typer.Option(help="Points of a curve.")] = 28,
@@ -83,7 +86,7 @@ def evaluate_command(
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol: expected one of {sorted(PROTOCOLS)}, got {protocol!r}")
         settings = dict(_name_and_value(s) for s in setting or [])
-        methods = {name: get_method(name, **settings) for name in method}
+        methods = {name: get_method(name, preset, **settings) for name in method}  # type: ignore[arg-type]
         kind = "cifar10" if classifier.startswith("cifar10") else "imagenet"
         images = load_images(data, n=n, seed=seed, preprocessing=kind)
         chosen = [int(a) for a in labels.split(",")] if labels else None
@@ -137,6 +140,54 @@ def train_classifier_command(
     for row in log:
         console.print(f"epoch {row['epoch']:3.0f}  loss {row['loss']:.3f}  accuracy {row['val_accuracy']:.3f}  {row['seconds']:.0f} s")
     console.print(f"{out}: accuracy {exact:.4f} on {len(held_out)} images of {val}")
+
+
+@app.command("train-masker")
+def train_masker_command(
+    kind: Annotated[str, typer.Argument(help="dabkowski_gal or phang.")],
+    train: Annotated[str, typer.Option(help="Training images: imagenette, cifar10 or folder:PATH.")],
+    val: Annotated[str, typer.Option(help="Held-out images that the learning curve is measured on.")],
+    out: Annotated[Path, typer.Option(help="Where the checkpoint (safetensors, float16) goes.")],
+    classifier: Annotated[str, typer.Option(help=f"The net to explain: {', '.join(models.CLASSIFIERS)}.")] = "efficientnet-lite0",
+    class_conditional: Annotated[bool, typer.Option(help="Phang's optional mode: a mask for each class.")] = False,
+    width: Annotated[list[int] | None, typer.Option(help="Dabkowski and Gal's decoder, fine to coarse; default 64 128 256.")] = None,
+    embedding: Annotated[str, typer.Option(help="Where Dabkowski and Gal's classes start: normal or classifier.")] = "normal",
+    area_ramp: Annotated[float, typer.Option(help="Share of the last phase over which the area penalty grows; 0 in the sources.")] = 0.0,
+    images: Annotated[list[int] | None, typer.Option(help="Images to see, one number a phase; default the source's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default the source's.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the training crops; default the classifier's.")] = None,
+    eval_every: Annotated[int, typer.Option(help="Steps between measurements and checkpoints.")] = 500,
+    workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Train a masker network on a frozen classifier; a run that was stopped goes on where it was."""
+    with _errors():
+        preprocessing = "cifar10" if classifier.startswith("cifar10") else "imagenet"
+        files = open_images(train, split="train", preprocessing=preprocessing)
+        held_out = load_images(val, preprocessing=preprocessing)
+        net = models.load_classifier(classifier, device=experiment.resolve_device(device))
+        recipe = masker_training.MaskerRecipe(
+            kind=kind,  # type: ignore[arg-type]
+            class_conditional=class_conditional,
+            widths=tuple(width or masker_training.MaskerRecipe.widths),
+            embedding=embedding,  # type: ignore[arg-type]
+            images=tuple(images) if images else None,
+            area_ramp=area_ramp,
+            batch_size=batch_size,
+            size=size,
+            eval_every=eval_every,
+            seed=seed,
+        )
+        masker = masker_training.make_masker(net, masker_training.taps_of(classifier), recipe, held_out.images.shape[-1])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        log = masker_training.train_masker(masker, net, files, held_out, recipe, state_path=out.with_suffix(".state"), n_workers=workers)
+        trained = {"classifier": classifier, "recipe": asdict(recipe), "n_train": len(files.ids), "n_val": len(held_out), "log": log}
+        save_masker(masker, out, trained)
+    table = Table(*(name for name in log[-1]), title=f"{out}: learning curve, measured on {len(held_out)} held-out images")
+    for row in log:
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
+    console.print(table)
 
 
 @app.command("info")

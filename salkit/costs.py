@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
 from salkit.curves import insertion_curve
-from salkit.experiment import Study, get_profile, picture_methods, resolve_device, table1_methods, tv_sweep_methods
+from salkit.experiment import resolve_device
+from salkit.masker_training import make_masker, stages, taps_of
 from salkit.methods import LearnedMask, SaliencyMethod
-from salkit.methods.learned_mask import default_batch_size
+from salkit.methods.base import default_batch_size, method_cost
 from salkit.models import load_classifier
+from salkit.profiles import (
+    CHEAP_ROWS,
+    SANITY_ROWS,
+    Study,
+    get_profile,
+    masker_recipes,
+    our_methods,
+    picture_methods,
+    table1_methods,
+    tv_sweep_methods,
+)
+from salkit.saliency_metric import ALPHAS
 from salkit.scores import PROTOCOLS
 
 
 @dataclass(frozen=True)
-class Cost:
+class NotebookCost:
     """Work of one notebook: passes of single images through the net, and hours at the measured rates."""
 
     notebook: str
@@ -26,10 +39,10 @@ class Cost:
     hours: float
 
 
-def plan(profile: str, device: str = "auto") -> list[Cost]:
+def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
     """Count each notebook's passes and estimate its time from a few steps on this device (with random weights).
 
-    Notebook 01 makes no passes; 04 is counted as after 03, whose results it reads.
+    Notebook 01 makes no passes; 04 and 06 are counted as after 03, whose results they read.
 
     Raises:
         ValueError: unknown profile.
@@ -40,30 +53,65 @@ def plan(profile: str, device: str = "auto") -> list[Cost]:
     n, n_labels = imagenette.n_images, len(imagenette.labels or range(10))
     figure2 = picture_methods(imagenette, protocol, "Ours", "Ours (TV=0.001)", "Ours (cheating)")
     gallery = picture_methods(imagenette, protocol, "Ours")
-    figures = [count_passes(imagenette, *what) for what in ((figure2, 1, 2), (table1, n, 2), (gallery, 1, n_labels))]
+    figures = [(figure2, 1, 2), (table1, n, 2), (gallery, 1, n_labels)]
+    # The thresholds of the saliency metric: a map and a crop for each value on every held-out image, two crops on every image.
+    held_out = count_passes(replace(imagenette, n_points=0), table1, imagenette.held_out, 1)
+    crops = len(table1) * (imagenette.held_out * len(ALPHAS) + 2 * n)
+    main = count_passes(imagenette, table1, n, n_labels, blur_games=True)
+    ours = our_methods(imagenette, protocol)
+    cheap = {name: table1[name] for name in CHEAP_ROWS}
+    grid = [(ours, imagenette.grid_images, n_labels)] * 3 + [(cheap, imagenette.grid_images, n_labels)]
+    sanity = {name: table1[name] for name in SANITY_ROWS}
     passes = {
+        "00_train_maskers": _training_passes(imagenette),
         "01_theory_toy_model": (0, 0),
         "02_cifar10_tv_sweep": count_passes(cifar10, sweep, cifar10.n_images, 10),
-        "03_imagenette_table1": count_passes(imagenette, table1, n, n_labels),
-        "04_figures": (sum(f for f, _ in figures), sum(b for _, b in figures)),
+        "03_imagenette_table1": (main[0] + held_out[0] + crops, main[1] + held_out[1]),
+        "04_figures": _sum(count_passes(imagenette, *what) for what in figures),
+        "05_sanity_checks": _sum([count_passes(replace(imagenette, n_points=0), sanity, imagenette.sanity_images, 1)] * 13),
+        "06_which_protocol": _sum(count_passes(imagenette, *what) for what in grid),
     }
     seconds = {"02": _seconds_per_pass(cifar10, device), "03": _seconds_per_pass(imagenette, device)}
-    seconds |= {"01": (0.0, 0.0), "04": seconds["03"]}
-    return [Cost(name, f, b, (f * seconds[name[:2]][0] + b * seconds[name[:2]][1]) / 3600) for name, (f, b) in passes.items()]
+    rates = {name: seconds["02" if name[:2] == "02" else "03"] for name in passes}
+    return [NotebookCost(name, f, b, (f * rates[name][0] + b * rates[name][1]) / 3600) for name, (f, b) in passes.items()]
 
 
-def count_passes(study: Study, methods: Mapping[str, SaliencyMethod], n_images: int, n_labels: int) -> tuple[int, int]:
-    """Forward and forward-backward passes of an evaluation: mask learning, and curves of `n_points + 1` images.
+def _sum(passes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    both = list(passes)
+    return sum(f for f, _ in both), sum(b for _, b in both)
 
-    Insertion takes a curve a pair (a curve an image where the map does not depend on the label), deletion one an image.
+
+def _training_passes(study: Study) -> tuple[int, int]:
+    """Notebook 00: the first phase of Dabkowski and Gal takes a forward pass an image, masks one more and two forward-backward ones."""
+    forward = forward_backward = 0
+    classifier = load_classifier(study.classifier, pretrained=False)
+    for recipe in masker_recipes(study).values():
+        masker = make_masker(classifier, taps_of(study.classifier), recipe, _side(study))
+        for stage in stages(masker, recipe):
+            images = stage.batch_size * stage.n_steps
+            forward += images
+            forward_backward += 2 * images if stage.phase == "masks" else 0
+    return forward, forward_backward
+
+
+def count_passes(
+    study: Study, methods: Mapping[str, SaliencyMethod], n_images: int, n_labels: int, blur_games: bool = False
+) -> tuple[int, int]:
+    """Forward and forward-backward passes of an evaluation: the maps, and curves of `n_points + 1` images.
+
+    Insertion takes a curve a pair (a curve an image where the map does not depend on the label), deletion one an image, and the games
+    with blur two an image.
     """
     side = _side(study)
-    points = (side * side if study.n_points is None else study.n_points) + 1
+    n_points = side * side if study.n_points is None else study.n_points
+    points = n_points + 1 if n_points else 0
     forward, forward_backward = n_images, 0
     for method in methods.values():
         maps = n_images * (n_labels if getattr(method, "depends_on_label", True) else 1)
-        forward += (maps + n_images) * points
-        forward_backward += maps * getattr(getattr(method, "method", method), "forward_backward_passes", 0)
+        cost = method_cost(method)
+        computed = n_images if cost.per == "image" else maps
+        forward += (maps + (3 if blur_games else 1) * n_images) * points + computed * cost.forward
+        forward_backward += computed * cost.forward_backward
     return forward, forward_backward
 
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from salkit.masking import rank_pixels
-from salkit.methods.base import check_pairs
-from salkit.methods.learned_mask import default_batch_size
+from salkit.methods.base import check_pairs, default_batch_size
 from salkit.models import Classifier
 
 AucRule = Literal["mean", "trapezoid"]

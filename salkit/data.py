@@ -171,6 +171,33 @@ def load_images(
         >>> load_images("imagenet-samples", n=5).images.shape
         torch.Size([5, 3, 224, 224])
     """
+    index = open_images(name, split=split, root=root, download=download, preprocessing=preprocessing)
+    chosen = range(len(index.ids)) if n is None else _sample_indices(len(index.ids), n, seed)
+    pre = PREPROCESSING[index.preprocessing]
+    pixels = torch.empty(len(chosen), 3, pre.size, pre.size, dtype=torch.uint8)
+    for row, i in enumerate(progress_bar(chosen, show_progress, desc=f"decoding {name}")):
+        pixels[row] = pre(index.open(i))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pre.mean, pre.std))
+    images = pixels.float().div_(255).sub_(mean).div_(std)
+    labels = torch.tensor([index.labels[i] for i in chosen], dtype=torch.int64)
+    ids = tuple(index.ids[i] for i in chosen)
+    return ImageSet(images, labels, ids, index.class_names, pre.mean, pre.std)
+
+
+def open_images(
+    name: str,
+    *,
+    split: str = "test",
+    root: str | Path | None = None,
+    download: bool = True,
+    preprocessing: str | None = None,
+) -> ImageFiles:
+    """A data set by name with nothing decoded yet; arguments and errors as for `load_images`.
+
+    Example:
+        >>> open_images("imagenet-samples").labels[:3]
+        [243, 559, 438]
+    """
     if split not in ("train", "test"):
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
     if preprocessing is not None and preprocessing not in PREPROCESSING:
@@ -187,16 +214,7 @@ def load_images(
     else:
         known = ["cifar10-samples", "imagenet-samples", "cifar10", "imagenette", "folder:PATH"]
         raise ValueError(f"name: expected one of {known}, got {name!r}")
-    chosen = range(len(index.ids)) if n is None else _sample_indices(len(index.ids), n, seed)
-    pre = PREPROCESSING[index.preprocessing]
-    pixels = torch.empty(len(chosen), 3, pre.size, pre.size, dtype=torch.uint8)
-    for row, i in enumerate(progress_bar(chosen, show_progress, desc=f"decoding {name}")):
-        pixels[row] = pre(index.open(i))
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pre.mean, pre.std))
-    images = pixels.float().div_(255).sub_(mean).div_(std)
-    labels = torch.tensor([index.labels[i] for i in chosen], dtype=torch.int64)
-    ids = tuple(index.ids[i] for i in chosen)
-    return ImageSet(images, labels, ids, index.class_names, pre.mean, pre.std)
+    return index
 
 
 def progress_bar(iterable: Iterable[Any] | None, show: bool, **settings: Any) -> Any:
@@ -215,8 +233,8 @@ def load_distractors(name: str, *, n: int = 1000, seed: int = 0, **settings: Any
 
 
 @dataclass(frozen=True)
-class _Index:
-    """A data set before decoding: names, labels and how to open image i."""
+class ImageFiles:
+    """A data set before decoding: names, labels and how to open image i as RGB."""
 
     ids: Sequence[str]
     labels: Sequence[int]
@@ -237,7 +255,7 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def _packaged(prefix: str) -> _Index:
+def _packaged(prefix: str) -> ImageFiles:
     # Found without importing foolbox, of which only the files are used.
     spec = find_spec("foolbox")
     if spec is None or not spec.submodule_search_locations:
@@ -247,16 +265,16 @@ def _packaged(prefix: str) -> _Index:
 
     classes = CIFAR10_CLASSES if prefix == "cifar10" else imagenet_classes()
     labels = [int(p.stem.split("_")[2]) for p in paths]
-    return _Index([p.stem for p in paths], labels, lambda i: _open(paths[i]), classes, prefix)
+    return ImageFiles([p.stem for p in paths], labels, lambda i: _open(paths[i]), classes, prefix)
 
 
-def _cifar10(root: Path, split: str, download: bool) -> _Index:
+def _cifar10(root: Path, split: str, download: bool) -> ImageFiles:
     fetched: Any = _fetch(lambda get: datasets.CIFAR10(root, train=split == "train", download=get), "CIFAR-10", root, download)
     ids = [f"cifar10_{split}_{i:05d}" for i in range(len(fetched.data))]
-    return _Index(ids, fetched.targets, lambda i: Image.fromarray(fetched.data[i]), CIFAR10_CLASSES, "cifar10")
+    return ImageFiles(ids, fetched.targets, lambda i: Image.fromarray(fetched.data[i]), CIFAR10_CLASSES, "cifar10")
 
 
-def _imagenette(root: Path, split: str, download: bool) -> _Index:
+def _imagenette(root: Path, split: str, download: bool) -> ImageFiles:
     part = "train" if split == "train" else "val"
     folder = root / "imagenette2" / part
     if not folder.is_dir():
@@ -281,7 +299,7 @@ def _fetch(make: Callable[[bool], Any], title: str, root: Path, download: bool) 
     )
 
 
-def _folder(folder: Path, preprocessing: str) -> _Index:
+def _folder(folder: Path, preprocessing: str) -> ImageFiles:
     if not folder.is_dir():
         raise FileNotFoundError(f"folder: expected a folder of images, got {folder}, which is not one")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -292,7 +310,7 @@ def _folder(folder: Path, preprocessing: str) -> _Index:
     names = sorted({o for o in owner if o is not None})
     class_names, index = _number_classes(names)
 
-    return _Index(ids, [-1 if o is None else index[o] for o in owner], lambda i: _open(paths[i]), class_names, preprocessing)
+    return ImageFiles(ids, [-1 if o is None else index[o] for o in owner], lambda i: _open(paths[i]), class_names, preprocessing)
 
 
 def _open(path: Path) -> Image.Image:

@@ -1,15 +1,13 @@
-"""What to run: profiles, the runs behind the notebooks, and how much work they are.
-
-A profile changes sizes (and which data and classifier those sizes are for), never the code path.
-"""
+"""The runs behind the notebooks: what is evaluated on what, computed once and kept."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,146 +16,19 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from salkit.data import IMAGENET_SAMPLE_LABELS, IMAGENETTE_LABELS, ImageSet, load_distractors, load_images
+from salkit.data import ImageSet, load_distractors
 from salkit.evaluation import evaluate, probabilities
-from salkit.methods import CenteredGaussian, LearnedMask, Random, SaliencyMethod, gradient_x_input, same_map_for_all_labels
+from salkit.methods import SaliencyMethod, same_map_for_all_labels
+from salkit.methods.masker import Masker, MaskerMethod, masker_path
 from salkit.models import load_classifier
+from salkit.profiles import CHEAP_ROWS, SANITY_ROWS, Study, get_profile, our_methods, picture_methods, table1_methods, tv_sweep_methods
+from salkit.sanity import STAGES, layer_randomisation
 from salkit.scores import PROTOCOLS, Protocol
-
-
-@dataclass(frozen=True)
-class Study:
-    """One data set with its classifier, and the sizes it is run at.
-
-    Attributes:
-        data: name for `load_images`; only images of `labels` are used.
-        classifier: name for `load_classifier`.
-        labels: the label list; None for all classes of the net.
-        n_images: how many images are drawn from the data set.
-        pool: how many training images the distractors are drawn from.
-        n_steps, n_distractors, lr: of mask learning; fewer steps take a higher rate.
-        l1: weight of the mask's area, about one over the number of pixels.
-        n_points: points of a curve, None for every pixel count.
-        picture_steps: steps of the few masks that are shown as pictures.
-        images_per_batch: images handed to a method at a time.
-    """
-
-    data: str
-    classifier: str
-    labels: tuple[int, ...] | None
-    n_images: int
-    pool: int
-    n_steps: int
-    n_distractors: int
-    lr: float
-    l1: float
-    n_points: int | None
-    picture_steps: int
-    images_per_batch: int = 20
-
-    def images(self) -> ImageSet:
-        """All images of the data set whose label is in the list."""
-        images = load_images(self.data)
-        return images if self.labels is None else images.with_labels(self.labels)
-
-    def learned_mask(self, protocol: Protocol, **settings: object) -> LearnedMask:
-        """The paper's method at this study's size."""
-        sizes = {"n_steps": self.n_steps, "n_distractors": self.n_distractors, "lr": self.lr, "l1": self.l1, "loss": protocol.loss}
-        return LearnedMask(**(sizes | settings))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Sizes of all notebooks.
-
-    Attributes:
-        cifar10, imagenette: the two studies.
-        tvs: the values of lTV in the CIFAR-10 sweep.
-        theory: of the toy model: `n_trials`, dimension `d`, and `ds` and `margins` to sweep.
-    """
-
-    name: str
-    cifar10: Study
-    imagenette: Study
-    tvs: tuple[float, ...]
-    theory: Mapping[str, Any] = field(default_factory=dict)
-
-
-TVS = (0.0, 0.001, 0.01, 0.1, 1.0)
-
-PROFILES = {
-    "smoke": Profile(
-        "smoke",
-        Study("cifar10-samples", "cifar10-resnet20", None, 4, 20, 20, 1, 0.2, 1e-3, 16, 20),
-        Study("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 2, 20, 4, 1, 0.2, 2e-5, 7, 8),
-        (0.0, 0.01, 0.1),
-        {"d": 1_000, "n_trials": 200, "ds": (1_000, 10_000), "margins": (0.2, 0.4)},
-    ),
-    "demo": Profile(
-        "demo",
-        Study("cifar10-samples", "cifar10-resnet20", None, 20, 20, 60, 1, 0.2, 1e-3, 32, 60),
-        Study("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 7, 20, 20, 1, 0.2, 2e-5, 10, 80),
-        TVS,
-        {"d": 10_000, "n_trials": 500, "ds": (1_000, 10_000, 100_000), "margins": (0.1, 0.2, 0.4)},
-    ),
-    "paper": Profile(
-        "paper",
-        Study("cifar10", "cifar10-resnet164", None, 1000, 1000, 2000, 10, 0.05, 1e-3, None, 2000, 100),
-        Study("imagenette", "resnet50", IMAGENETTE_LABELS, 1000, 1000, 2000, 10, 0.05, 2e-5, 28, 2000),
-        TVS,
-        {"d": 1_000_000, "n_trials": 1000, "ds": (1_000, 10_000, 100_000, 1_000_000), "margins": (0.05, 0.1, 0.2, 0.4)},
-    ),
-}
-"""`smoke` shows that everything runs, `demo` fits a laptop, `paper` has the paper's sizes and wants a GPU."""
-
-
-def get_profile(name: str) -> Profile:
-    """A profile by name.
-
-    Raises:
-        ValueError: unknown name.
-
-    Example:
-        >>> get_profile("paper").imagenette.n_images
-        1000
-    """
-    if name not in PROFILES:
-        raise ValueError(f"profile: expected one of {list(PROFILES)}, got {name!r}")
-    return PROFILES[name]
 
 
 def resolve_device(device: str = "auto") -> str:
     """`"auto"` becomes CUDA where there is one, else the CPU; anything else is taken as it is."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def tv_sweep_methods(study: Study, tvs: tuple[float, ...], protocol: Protocol) -> dict[str, SaliencyMethod]:
-    """Section 6.1 on CIFAR-10: masks at full resolution (s = 1), one lTV each; the name of a method is its lTV."""
-    return {f"{tv:g}": study.learned_mask(protocol, scale=1, tv=tv) for tv in tvs}
-
-
-def table1_methods(study: Study, protocol: Protocol, **settings: object) -> dict[str, SaliencyMethod]:
-    """The rows of Table 1 that need no other net: the paper's four settings, "cheating", and three cheap methods.
-
-    `settings` go to every learned mask.
-    """
-    ours = study.learned_mask(protocol, **settings)
-    return {
-        "Gradient x Input": gradient_x_input(),
-        "Ours": ours,
-        "Ours (s=1)": study.learned_mask(protocol, scale=1, **settings),
-        "Ours (TV=0.001)": study.learned_mask(protocol, tv=0.001, **settings),
-        "Ours (gray)": study.learned_mask(protocol, infill="gray", **settings),
-        "Ours (cheating)": same_map_for_all_labels(ours),
-        "Random": Random(),
-        "Centered Gaussian": CenteredGaussian(),
-    }
-
-
-def picture_methods(study: Study, protocol: Protocol, *names: str) -> dict[str, SaliencyMethod]:
-    """Methods of Table 1 for the few masks that are looked at: more steps, and small passes since there are few pairs."""
-    methods = table1_methods(study, protocol, n_steps=study.picture_steps, internal_batch_size=2 * study.n_distractors)
-    return {name: methods[name] for name in names}
 
 
 def run_tv_sweep(profile: str, *, seed: int = 0, device: str = "auto", output_dir: str | Path | None = None) -> xr.Dataset:
@@ -168,17 +39,56 @@ def run_tv_sweep(profile: str, *, seed: int = 0, device: str = "auto", output_di
     """
     chosen = get_profile(profile)
     methods = tv_sweep_methods(chosen.cifar10, chosen.tvs, PROTOCOLS["paper"])
-    return _run("tv_sweep", chosen.cifar10, methods, seed, device, output_dir, True)
+    return _run("tv_sweep", chosen.cifar10, methods, seed, device, output_dir, keep_curves=True, keep_heatmaps=True)
 
 
 def run_table1(profile: str, *, seed: int = 0, device: str = "auto", output_dir: str | Path | None = None) -> xr.Dataset:
-    """Evaluate the methods of Table 1 of a profile (notebooks 03 and 04).
+    """Evaluate all methods of Table 1 of a profile (notebooks 03, 04 and 06), with curves, games with blur, and the saliency metric.
+
+    Raises:
+        ValueError: unknown profile.
+        FileNotFoundError: the profile's classifier has no maskers yet; notebook 00 trains them.
+    """
+    study = get_profile(profile).imagenette
+    methods = table1_methods(study, PROTOCOLS["paper"], _checkpoints(output_dir))
+    return _run("table1", study, methods, seed, device, output_dir, keep_curves=True, blur_games=True)
+
+
+def run_protocol_grid(
+    profile: str, *, seed: int = 0, device: str = "auto", output_dir: str | Path | None = None
+) -> dict[tuple[str, str], xr.Dataset]:
+    """Evaluate our four settings and the cheap rows for each softmax scope and loss (notebook 06), with curves.
+
+    Maps are learned once a (scope, loss), on the first images of Table 1's; the maps of the cheap rows depend on neither, their scores
+    on the scope. What Table 1 has computed is taken from there.
+
+    Returns:
+        (softmax_over, loss) -> evaluation of the same methods and images.
 
     Raises:
         ValueError: unknown profile.
     """
     study = get_profile(profile).imagenette
-    return _run("table1", study, table1_methods(study, PROTOCOLS["paper"]), seed, device, output_dir)
+    every = table1_methods(study, PROTOCOLS["paper"], _checkpoints(output_dir))
+    cheap = {name: every[name] for name in CHEAP_ROWS}
+    names = [*our_methods(study, PROTOCOLS["paper"]), *cheap]
+    table1 = run_table1(profile, seed=seed, device=device, output_dir=output_dir)
+    grid = {("all", "nll"): table1.isel(image=slice(study.grid_images)).sel({"method": names})}
+
+    def first(images: ImageSet, prob: Tensor) -> tuple[ImageSet, None]:
+        del prob
+        return images.sample(min(study.n_images, len(images)), seed).subset(range(min(study.grid_images, len(images)))), None
+
+    for protocol in (Protocol("all", loss="released"), Protocol("labels", loss="nll"), Protocol("labels", loss="released")):
+        ours = our_methods(study, protocol)
+        learned = _run("grid", study, ours, seed, device, output_dir, first, protocol=protocol, keep_curves=True)
+        if protocol.softmax_over == "all":
+            rest = grid["all", "nll"].sel({"method": list(cheap)})
+        else:
+            rest = _run("grid", study, cheap, seed, device, output_dir, first, protocol=replace(protocol, loss="nll"), keep_curves=True)
+        shared = ["prob", "prediction", "insertion_auc", "insertion_curve"]
+        grid[protocol.softmax_over, protocol.loss] = _joined([learned[shared], rest[shared]])
+    return grid
 
 
 def run_two_labels(
@@ -198,7 +108,7 @@ def run_two_labels(
         ValueError: unknown profile.
     """
     study = replace(get_profile(profile).imagenette, labels=None)
-    methods = table1_methods(study, PROTOCOLS["paper"])
+    methods = table1_methods(study, PROTOCOLS["paper"], _checkpoints(output_dir))
     if picture:
         methods = picture_methods(study, PROTOCOLS["paper"], "Ours", "Ours (TV=0.001)", "Ours (cheating)")
 
@@ -207,7 +117,8 @@ def run_two_labels(
         second = top.values[:, 1].argsort(descending=True)[: 1 if picture else study.n_images]
         return images.subset(second), top.indices[second]
 
-    return _run("two_labels", study, methods, seed, device, output_dir, picture, pick)
+    study = replace(study, held_out=0)
+    return _run("two_labels", study, methods, seed, device, output_dir, pick, keep_heatmaps=picture)
 
 
 def run_gallery(profile: str, *, seed: int = 0, device: str = "auto", output_dir: str | Path | None = None) -> xr.Dataset:
@@ -216,13 +127,34 @@ def run_gallery(profile: str, *, seed: int = 0, device: str = "auto", output_dir
     Raises:
         ValueError: unknown profile.
     """
-    study = get_profile(profile).imagenette
+    study = replace(get_profile(profile).imagenette, held_out=0)
     ours = picture_methods(study, PROTOCOLS["paper"], "Ours")
 
     def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, None]:
         return images.subset([int(prob.amax(1).argmax())]), None
 
-    return _run("gallery", study, ours, seed, device, output_dir, True, pick)
+    return _run("gallery", study, ours, seed, device, output_dir, pick, keep_heatmaps=True)
+
+
+def run_sanity(profile: str, *, seed: int = 0, device: str = "auto", output_dir: str | Path | None = None) -> xr.Dataset:
+    """Layer randomisation of a profile (notebook 05): ours and two cheap methods, both ways, on a few images.
+
+    Raises:
+        ValueError: unknown profile.
+    """
+    study, protocol, device = get_profile(profile).imagenette, PROTOCOLS["paper"], resolve_device(device)
+    every = table1_methods(study, protocol)
+    methods = {name: every[name] for name in SANITY_ROWS}
+
+    def compute() -> xr.Dataset:
+        classifier = load_classifier(study.classifier, study.labels, protocol.softmax_over, device)
+        images = study.images()
+        images = images.sample(min(study.sanity_images, len(images)), seed)
+        pool = load_distractors(study.data, n=study.pool, seed=seed)
+        return layer_randomisation(classifier, STAGES[study.classifier], images, methods, distractors=pool, seed=seed)
+
+    described = {name: describe(method) for name, method in methods.items()}
+    return _kept("sanity", {"study": asdict(study), "methods": described, "seed": seed, "device": device}, output_dir, compute)
 
 
 def _run(
@@ -232,42 +164,77 @@ def _run(
     seed: int,
     device: str,
     output_dir: str | Path | None,
-    keep: bool = False,
     pick: Callable[[ImageSet, Tensor], tuple[ImageSet, Tensor | None]] | None = None,
+    protocol: Protocol = PROTOCOLS["paper"],
+    **kept: bool,
 ) -> xr.Dataset:
-    """Evaluate methods at a study's size, or read the result of the same run.
+    """Evaluate methods at a study's size, each method computed once and kept.
 
     `pick` chooses images and their labels from all images and their probabilities; the default is a sample with all labels.
     """
-    device, protocol = resolve_device(device), PROTOCOLS["paper"]
+    device = resolve_device(device)
 
-    def compute() -> xr.Dataset:
+    @cache
+    def load() -> tuple[Any, ...]:
         classifier = load_classifier(study.classifier, study.labels, protocol.softmax_over, device)
-        images, targets = study.images(), None
+        images, targets, held_out = study.images(), None, None
         if pick is None:
-            images = images.sample(min(study.n_images, len(images)), seed)
+            images, rest = images.split(min(study.n_images, len(images)), seed)
+            held_out = rest.sample(min(study.held_out, len(rest)), seed) if study.held_out and len(rest) else None
         else:
             images, targets = pick(images, probabilities(classifier, images.images))
+        return classifier, images, targets, held_out, load_distractors(study.data, n=study.pool, seed=seed)
+
+    def compute(method: str) -> xr.Dataset:
+        classifier, images, targets, held_out, pool = load()
         result = evaluate(
             classifier,
             images,
-            methods,
+            {method: methods[method]},
             targets=targets,
-            distractors=load_distractors(study.data, n=study.pool, seed=seed),
+            distractors=pool,
             protocol=protocol,
             n_steps=study.n_points,
+            held_out=held_out,
             seed=seed,
             images_per_batch=study.images_per_batch,
-            keep_curves=keep,
-            keep_heatmaps=keep,
+            **kept,  # type: ignore[arg-type]
         )
         return result.assign_attrs(data=study.data, classifier=study.classifier, device=device)
 
+    base = {"study": asdict(study), "protocol": asdict(protocol), "seed": seed, "device": device, "kept": kept}
+    parts = [
+        _kept(f"{name}-{i:02d}", base | {"method": [m, describe(method)]}, output_dir, lambda m=m: compute(m))  # type: ignore[misc]
+        for i, (m, method) in enumerate(methods.items())
+    ]
+    return _joined(parts)
+
+
+def _joined(parts: list[xr.Dataset]) -> xr.Dataset:
+    """Evaluations of different methods on the same images as one."""
+    return xr.concat(parts, "method", data_vars="minimal", coords="minimal", compat="override", join="override", combine_attrs="override")
+
+
+def describe(method: SaliencyMethod) -> str:
+    """A method's settings, and what its masker's checkpoint holds: what a kept result depends on."""
+    if isinstance(method, same_map_for_all_labels):
+        return f"same_map_for_all_labels({describe(method.method)})"
+    if isinstance(method, MaskerMethod) and not isinstance(method.masker, Masker):
+        path = masker_path(method.masker)
+        held = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else "missing"
+        return f"{method!r} {held}"
+    return repr(method)
+
+
+def _checkpoints(output_dir: str | Path | None) -> Path | None:
+    return None if output_dir is None else Path(output_dir) / "checkpoints"
+
+
+def _kept(name: str, settings: dict[str, Any], output_dir: str | Path | None, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
+    """The result of these settings, read from `output_dir` if it is there."""
     if output_dir is None:
         return compute()
-    settings = {"study": asdict(study), "methods": {k: repr(m) for k, m in methods.items()}, "protocol": asdict(protocol)}
-    key = fingerprint(settings | {"seed": seed, "device": device})
-    return cached(Path(output_dir) / "results" / f"{name}-{key}.nc", compute)
+    return cached(Path(output_dir) / "results" / f"{name}-{fingerprint(settings)}.nc", compute)
 
 
 def cached(path: Path, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
@@ -281,7 +248,7 @@ def cached(path: Path, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         return stored.load()
 
 
-COMPUTING = ("data", "models", "masking", "curves", "scores", "evaluation", "experiment")
+COMPUTING = ("data", "models", "masking", "curves", "scores", "saliency_metric", "sanity", "evaluation", "experiment", "profiles")
 """The modules, besides the methods, that a stored result depends on; what is drawn or printed from it may change."""
 
 
@@ -291,6 +258,6 @@ def fingerprint(settings: object) -> str:
     folder = Path(__file__).parent
     for source in [folder / f"{name}.py" for name in COMPUTING] + sorted((folder / "methods").glob("*.py")):
         code.update(source.read_bytes())
-    versions = {package: version(package) for package in ("torch", "torchvision", "numpy", "captum")}
+    versions = {package: version(package) for package in ("torch", "torchvision", "numpy", "captum", "zennit", "scikit-image")}
     text = json.dumps([settings, code.hexdigest(), versions], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
@@ -38,6 +39,18 @@ def blur(inputs: Tensor, sigma: float | None = None) -> Tensor:
     sigma = inputs.shape[-1] * 10 / 224 if sigma is None else sigma
     size = 2 * min(int(3 * sigma + 0.5), inputs.shape[-1] - 1) + 1
     return gaussian_blur(inputs, [size, size], [sigma, sigma])
+
+
+def rise_blur(inputs: Tensor) -> Tensor:
+    """The blur that RISE's insertion game starts from, `(N, 3, H, W)`: 11 x 11 taps, zeros (gray) around the image.
+
+    RISE makes its kernel by filtering an impulse of that size with a Gaussian of deviation 5 and reflecting borders, which leaves
+    nearly a box.
+    """
+    impulse = np.zeros((11, 11), np.float32)
+    impulse[5, 5] = 1.0
+    kernel = torch.from_numpy(ndimage.gaussian_filter(impulse, 5)).to(inputs)
+    return F.conv2d(inputs, kernel.expand(inputs.shape[1], 1, 11, 11), padding=5, groups=inputs.shape[1])
 
 
 def upsample(masks: Tensor, scale: int) -> Tensor:

@@ -73,6 +73,39 @@ class Classifier(nn.Module):
             raise ValueError(f"labels: expected indices below the net's {logits.shape[1]} classes, got {max(self.labels)}")
         return logits
 
+    def features(self, inputs: Tensor, taps: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+        """Logits `(N, C)` and the outputs of the modules named `taps`; of a module that runs several times the last output counts.
+
+        Raises:
+            ValueError: the net has no module of that name.
+        """
+        modules = dict(self.net.named_modules())
+        if missing := [tap for tap in taps if tap not in modules]:
+            raise ValueError(f"taps: expected names of modules of {type(self.net).__name__}, got {missing}")
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            return lambda module, arguments, output: seen.__setitem__(name, output)
+
+        handles = [modules[tap].register_forward_hook(keep(tap)) for tap in taps]
+        try:
+            logits = self.logits(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return logits, [seen[tap].float() for tap in taps]
+
+    def class_weights(self) -> Tensor:
+        """The rows of the net's last linear layer, one a class, `(C, D)`.
+
+        Raises:
+            ValueError: the net has no linear layer.
+        """
+        layers = [module for module in self.net.modules() if isinstance(module, nn.Linear)]
+        if not layers:
+            raise ValueError(f"net: expected a last layer of type Linear, got none in {type(self.net).__name__}")
+        return layers[-1].weight.detach()
+
     def scope_log_probs(self, inputs: Tensor) -> Tensor:
         """Log-probabilities of everything the softmax runs over: `(N, A)` labels or `(N, C)` classes."""
         logits = self.logits(inputs)
@@ -219,3 +252,11 @@ CLASSIFIERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], State]]] = {
     "resnet50": (resnet50, _resnet50_weights),
 }
 """The kit's classifiers: name -> how to make the net and how to get its weights."""
+
+FEATURE_TAPS = {
+    "cifar10-resnet20": ("features.stage1", "features.stage2", "features.stage3"),
+    "cifar10-resnet164": ("features.stage1", "features.stage2", "features.post_activ"),
+    "efficientnet-lite0": ("_blocks.2", "_blocks.4", "_blocks.10", "_swish"),
+    "resnet50": ("layer1", "layer2", "layer3", "layer4"),
+}
+"""Where masker networks read the kit's classifiers: the last module of each of the last stages, from fine to coarse."""

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from salkit.data import data_dir
-from salkit.experiment import get_profile
+from salkit.profiles import get_profile
 from salkit.report import clock, write_index
 
 TOLERANCE = 0.02

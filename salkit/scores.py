@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from salkit.curves import AucRule
+from salkit.masking import rank_pixels
 from salkit.methods.learned_mask import Loss
 from salkit.models import SoftmaxScope
 
@@ -118,6 +119,31 @@ def best_effort(completeness: xr.DataArray, prob: xr.DataArray, min_prob: float 
     others = prob["label"] != prob["label"][prediction]
     second = prob.where(others).max("label")
     return completeness.where(others).min("label").where(second >= min_prob)
+
+
+def label_correlation(heatmaps: Tensor, seed: int = 0) -> Tensor:
+    """How little maps change with the label: the mean rank correlation between the maps of two labels of an image.
+
+    Args:
+        heatmaps: `(N, A, H, W)`, the maps of A labels.
+        seed: of the permutation that breaks ties.
+
+    Returns:
+        `(N,)` in [-1, 1]: 1 for a map that ignores the label (or for one label), 0 for unrelated ones. A method near 1 is sound because
+        it says the same of every label.
+
+    Example:
+        >>> label_correlation(torch.rand(1, 1, 4, 4).expand(2, 3, 4, 4))
+        tensor([1., 1.])
+    """
+    n, k = heatmaps.shape[:2]
+    if k == 1:
+        return heatmaps.new_ones(n)
+    ranks = rank_pixels(heatmaps.flatten(0, 1), seed).flatten(1).double()
+    ranks = ranks - ranks.mean(1, keepdim=True)
+    unit = (ranks / ranks.norm(dim=1, keepdim=True)).unflatten(0, (n, k))
+    # The squared length of the sum holds every pair twice and each map with itself once.
+    return ((unit.sum(1).square().sum(1) - k) / (k * (k - 1))).float()
 
 
 @overload

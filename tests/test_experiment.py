@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import xarray as xr
 
-from salkit import costs, experiment
-from salkit.experiment import PROFILES, cached, fingerprint, get_profile
+from salkit import costs, experiment, profiles
+from salkit.experiment import cached, fingerprint
 from salkit.methods import LearnedMask
+from salkit.profiles import PROFILES, get_profile
 from salkit.scores import PROTOCOLS
 
 
@@ -20,14 +23,14 @@ def test_profiles_change_sizes_and_the_paper_has_the_papers():
 
 
 def test_table1_settings_are_the_papers():
-    methods = experiment.table1_methods(PROFILES["paper"].imagenette, PROTOCOLS["paper"])
+    methods = profiles.table1_methods(PROFILES["paper"].imagenette, PROTOCOLS["paper"])
     ours = methods["Ours"]
     assert (ours.scale, ours.tv, ours.infill, ours.loss, ours.l1) == (4, 0.01, "random_image", "nll", 2e-5)
     assert methods["Ours (s=1)"].scale == 1
     assert methods["Ours (TV=0.001)"].tv == 0.001
     assert methods["Ours (gray)"].infill == "gray"
     assert methods["Ours (cheating)"].method == ours
-    sweep = experiment.tv_sweep_methods(PROFILES["paper"].cifar10, (0.0, 0.1), PROTOCOLS["paper"])
+    sweep = profiles.tv_sweep_methods(PROFILES["paper"].cifar10, (0.0, 0.1), PROTOCOLS["paper"])
     assert {name: (m.tv, m.scale, m.l1) for name, m in sweep.items()} == {"0": (0.0, 1, 1e-3), "0.1": (0.1, 1, 1e-3)}
 
 
@@ -61,11 +64,15 @@ def test_fingerprint_sees_every_setting():
 
 def test_passes_are_counted_as_they_are_made():
     """Count the images that really go through the net and compare with the plan."""
-    study = experiment.Study(
+    study = profiles.Study(
         "cifar10-samples", "cifar10-resnet20", None, 2, 20, n_steps=3, n_distractors=2, lr=0.1, l1=1e-3, n_points=4, picture_steps=3
     )
     # Four composites a pass divide the pairs evenly: no pass is filled up.
-    methods = experiment.table1_methods(study, PROTOCOLS["paper"], internal_batch_size=4)
+    methods = profiles.table1_methods(study, PROTOCOLS["paper"], internal_batch_size=4)
+    # The line search of iGOS++ takes as many passes as it takes, LRP about two; the kit ships no maskers for this net.
+    left_out = ("iGOS++", "LRP", "Dabkowski and Gal", "Phang et al.", "Phang et al. (class)")
+    methods = {name: method for name, method in methods.items() if name not in left_out}
+    methods["Fong and Vedaldi"] = replace(methods["Fong and Vedaldi"], internal_batch_size=4)
     forward, forward_backward = costs.count_passes(study, methods, 2, 10)
     from salkit.data import load_images
     from salkit.evaluation import evaluate
@@ -81,8 +88,7 @@ def test_passes_are_counted_as_they_are_made():
     images = load_images(study.data).sample(2)
     evaluate(classifier, images, methods, distractors=load_images(study.data), n_steps=4, show_progress=False)
     assert seen["forward_backward"] == forward_backward
-    # The predictions that the cheating variant asks for on its own are not planned: two images.
-    assert seen["forward"] == forward + 2
+    assert seen["forward"] == forward
 
 
 def test_plan_scales_with_the_profile(monkeypatch):
@@ -104,4 +110,4 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert experiment.resolve_device("auto") == "cpu"
     assert experiment.resolve_device("cuda:1") == "cuda:1"
-    assert LearnedMask(n_steps=3, n_distractors=4).forward_backward_passes == 12
+    assert LearnedMask(n_steps=3, n_distractors=4).cost().forward_backward == 12

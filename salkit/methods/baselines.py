@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from salkit.masking import image_ids, pair_generator
-from salkit.methods.base import check_pairs, label_names
+from salkit.methods.base import Cost, check_pairs, check_settings, label_names
 from salkit.models import Classifier
 
 
@@ -20,6 +20,10 @@ class Random:
 
     The paper does not say whether its random map is shared by the labels of an image; here it is not.
     """
+
+    def cost(self) -> Cost:
+        """None."""
+        return Cost()
 
     def attribute(
         self,
@@ -53,8 +57,11 @@ class CenteredGaussian:
     depends_on_label = False
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ValueError(f"sigma: expected a positive share of the image side, got {self.sigma}")
+        check_settings(self, rates=("sigma",))
+
+    def cost(self) -> Cost:
+        """None."""
+        return Cost(per="image")
 
     def attribute(
         self,

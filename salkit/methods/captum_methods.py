@@ -1,19 +1,22 @@
-"""Methods that Captum already provides: an adapter for any of its attribution classes, and Gradient x Input."""
+"""Methods that Captum already provides: an adapter for any of its attribution classes, and the ones the kit's tables use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
 
 import torch
-from captum.attr import InputXGradient
-from torch import Tensor
+from captum.attr import InputXGradient, IntegratedGradients, LayerAttribution, LayerGradCam, NoiseTunnel, Saliency
+from torch import Tensor, nn
 
-from salkit.methods.base import check_pairs
+from salkit import masking
+from salkit.methods.base import Cost, check_choice, check_pairs, check_settings, default_batch_size, label_names
 from salkit.models import Classifier
 
 Reduction = Literal["sum", "abs_sum"]
+Output = Literal["logit", "log_prob", "prob"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class CaptumMethod:
         output: what Captum differentiates: the `"logit"` of the label, its `"log_prob"` or its `"prob"`.
         reduction: how `(N, 3, H, W)` becomes `(N, H, W)`: signed `"sum"` over the channels, or `"abs_sum"`.
         internal_batch_size: pairs at a time.
-        forward_backward_passes: what a map costs, for `salkit plan`.
+        forward_backward: passes a map takes, for `salkit plan`.
 
     Raises:
         ValueError: unknown output or reduction, or a batch size below 1.
@@ -40,18 +43,19 @@ class CaptumMethod:
 
     attribution: Callable[[Callable[[Tensor], Tensor]], Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    output: Literal["logit", "log_prob", "prob"] = "logit"
+    output: Output = "logit"
     reduction: Reduction = "sum"
     internal_batch_size: int = 32
-    forward_backward_passes: int = 1
+    forward_backward: int = 1
 
     def __post_init__(self) -> None:
-        if self.output not in ("logit", "log_prob", "prob"):
-            raise ValueError(f"output: expected 'logit', 'log_prob' or 'prob', got {self.output!r}")
-        if self.reduction not in ("sum", "abs_sum"):
-            raise ValueError(f"reduction: expected 'sum' or 'abs_sum', got {self.reduction!r}")
-        if self.internal_batch_size < 1:
-            raise ValueError(f"internal_batch_size: expected at least 1, got {self.internal_batch_size}")
+        check_choice("output", self.output, ("logit", "log_prob", "prob"))
+        check_choice("reduction", self.reduction, get_args(Reduction))
+        check_settings(self, counts=("internal_batch_size",))
+
+    def cost(self) -> Cost:
+        """As given."""
+        return Cost(forward_backward=self.forward_backward)
 
     def attribute(
         self,
@@ -67,19 +71,181 @@ class CaptumMethod:
         del distractors, seed, ids
         check_pairs(classifier, inputs, target)
 
-        def forward(x: Tensor) -> Tensor:
-            if self.output != "logit":
-                return classifier(x) if self.output == "log_prob" else classifier(x).exp()
-            logits = classifier.logits(x)
-            return logits if classifier.labels is None else logits[:, list(classifier.labels)]
-
-        attribution = self.attribution(forward)
+        attribution = self.attribution(label_outputs(classifier, self.output))
         heatmaps = inputs.new_empty(len(inputs), *inputs.shape[-2:])
         for pairs in torch.arange(len(inputs)).split(self.internal_batch_size):
             x = inputs[pairs].detach().requires_grad_()
             channels = attribution.attribute(x, target=target[pairs], **self.settings).detach()
-            heatmaps[pairs] = channels.sum(1) if self.reduction == "sum" else channels.abs().sum(1)
+            heatmaps[pairs] = reduce_channels(channels, self.reduction)
         return heatmaps
+
+
+@dataclass(frozen=True)
+class SmoothGrad:
+    """SmoothGrad (Smilkov et al. 2017): the gradient of the logit, averaged over noisy copies of the image.
+
+    The noise of a pair is drawn from a stream of its own, so that its map does not depend on the batch (Captum's comes from one global
+    generator).
+
+    Args:
+        n_samples: noisy copies; 50 in the paper.
+        noise_level: deviation of the noise as a share of the image's range; 0.15 in the paper's figures.
+        reduction: `"abs_sum"` over the channels (a gradient's sign says what brightening would do, not what counts), or `"sum"`.
+        internal_batch_size: copies a pass; None chooses by image size.
+
+    Cost: `n_samples` forward-backward passes a pair.
+
+    Raises:
+        ValueError: a setting out of range.
+
+    Example:
+        >>> SmoothGrad().cost().forward_backward
+        50
+    """
+
+    n_samples: int = 50
+    noise_level: float = 0.15
+    reduction: Reduction = "abs_sum"
+    internal_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, counts=("n_samples", "internal_batch_size"), weights=("noise_level",))
+        check_choice("reduction", self.reduction, get_args(Reduction))
+
+    def cost(self) -> Cost:
+        """`n_samples` forward-backward passes a pair."""
+        return Cost(forward_backward=self.n_samples)
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        distractors: Tensor | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Heatmaps `(N, H, W)`; see `SaliencyMethod.attribute`."""
+        del distractors
+        check_pairs(classifier, inputs, target)
+        names = zip(masking.image_ids(inputs, ids), label_names(classifier, target), strict=True)
+        tunnel = NoiseTunnel(Saliency(label_outputs(classifier)))
+        size = self.internal_batch_size or default_batch_size(inputs)
+        heatmaps = torch.empty_like(inputs[:, 0])
+        for i, name in enumerate(names):
+            image = inputs[i : i + 1].detach().clone().requires_grad_()
+            spread = float(image.detach().max() - image.detach().min())
+            settings = {"nt_samples": self.n_samples, "nt_samples_batch_size": min(size, self.n_samples), "abs": False}
+            with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+                torch.manual_seed(int(masking.pair_generator(seed, *name, "smooth_grad").integers(2**62)))
+                channels = tunnel.attribute(image, target=target[i : i + 1], stdevs=self.noise_level * spread, **settings)
+            heatmaps[i] = reduce_channels(channels.detach(), self.reduction)[0]
+        return heatmaps
+
+
+@dataclass(frozen=True)
+class GradCAM:
+    """Grad-CAM (Selvaraju et al. 2017): the last feature maps, weighted by their mean gradient, cut off at 0 and upsampled.
+
+    Args:
+        layer: name of the module whose output is weighted; None takes the last one whose output still has a height and a width.
+        internal_batch_size: pairs a pass.
+
+    Cost: one forward-backward pass a pair.
+
+    Raises:
+        ValueError: a batch size below 1.
+
+    Example:
+        >>> GradCAM(layer="layer4").cost().forward_backward
+        1
+    """
+
+    layer: str | None = None
+    internal_batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        check_settings(self, counts=("internal_batch_size",))
+
+    def cost(self) -> Cost:
+        """One forward-backward pass a pair."""
+        return Cost(forward_backward=1)
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        distractors: Tensor | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Heatmaps `(N, H, W)`, >= 0; see `SaliencyMethod.attribute`.
+
+        Raises:
+            ValueError: no module of that name, or none with a spatial output.
+        """
+        del distractors, seed, ids
+        check_pairs(classifier, inputs, target)
+        modules = dict(classifier.net.named_modules())
+        layer = last_spatial_layer(classifier, inputs[:1]) if self.layer is None else self.layer
+        if layer not in modules:
+            raise ValueError(f"layer: expected the name of a module of {type(classifier.net).__name__}, got {layer!r}")
+        cam = LayerGradCam(label_outputs(classifier), modules[layer])
+        heatmaps = torch.empty_like(inputs[:, 0])
+        for pairs in torch.arange(len(inputs)).split(self.internal_batch_size):
+            x = inputs[pairs].detach().requires_grad_()
+            coarse = cam.attribute(x, target=target[pairs], relu_attributions=True).detach()
+            heatmaps[pairs] = LayerAttribution.interpolate(coarse, tuple(inputs.shape[-2:]), "bilinear").squeeze(1)
+        return heatmaps
+
+
+def last_spatial_layer(classifier: Classifier, inputs: Tensor) -> str:
+    """Name of the module that last puts out feature maps larger than one pixel.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> last_spatial_layer(load_classifier("cifar10-resnet20"), torch.zeros(1, 3, 32, 32))
+        'features.stage3'
+    """
+    last: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[-2:]) > 1:
+                last.append(name)
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in classifier.net.named_modules() if name]
+    with torch.no_grad():
+        classifier.logits(inputs)
+    for handle in handles:
+        handle.remove()
+    if not last:
+        raise ValueError(f"layer: expected a net with spatial feature maps, got {type(classifier.net).__name__}")
+    return last[-1]
+
+
+def label_outputs(classifier: Classifier, output: Output = "logit") -> Callable[[Tensor], Tensor]:
+    """The function of images that Captum differentiates: logits, log-probabilities or probabilities of the label list, `(N, A)`."""
+
+    def forward(x: Tensor) -> Tensor:
+        if output != "logit":
+            return classifier(x) if output == "log_prob" else classifier(x).exp()
+        logits = classifier.logits(x)
+        return logits if classifier.labels is None else logits[:, list(classifier.labels)]
+
+    return forward
+
+
+def reduce_channels(channels: Tensor, reduction: Reduction) -> Tensor:
+    """`(N, 3, H, W)` -> `(N, H, W)`."""
+    return channels.sum(1) if reduction == "sum" else channels.abs().sum(1)
 
 
 def gradient_x_input(reduction: Reduction = "sum", internal_batch_size: int = 32) -> CaptumMethod:
@@ -93,3 +259,19 @@ def gradient_x_input(reduction: Reduction = "sum", internal_batch_size: int = 32
         'abs_sum'
     """
     return CaptumMethod(InputXGradient, reduction=reduction, internal_batch_size=internal_batch_size)
+
+
+def integrated_gradients(n_steps: int = 50, internal_batch_size: int | None = None) -> CaptumMethod:
+    """Integrated gradients (Sundararajan et al. 2017) of the logit from the gray image (0), Captum's Gauss-Legendre rule, signed sum.
+
+    Args:
+        n_steps: points of the path; Captum's default is 50.
+        internal_batch_size: pairs of an image with all its points at a time; None takes about 8 composites, one pair at least.
+
+    Example:
+        >>> integrated_gradients().cost().forward_backward
+        50
+    """
+    check_settings(SimpleNamespace(n_steps=n_steps), counts=("n_steps",))
+    size = internal_batch_size or max(1, 8 // n_steps)
+    return CaptumMethod(IntegratedGradients, {"n_steps": n_steps}, internal_batch_size=size, forward_backward=n_steps)

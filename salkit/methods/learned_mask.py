@@ -13,7 +13,15 @@ from torch.nn import functional as F
 
 from salkit import masking
 from salkit.data import progress_bar
-from salkit.methods.base import check_pairs, label_names
+from salkit.methods.base import (
+    Cost,
+    check_choice,
+    check_pairs,
+    check_settings,
+    label_names,
+    pass_size,
+    same_size_chunks,
+)
 from salkit.models import Classifier
 
 Loss = Literal["nll", "released"]
@@ -49,7 +57,7 @@ class LearnedMask:
         ValueError: a setting out of range.
 
     Example:
-        >>> LearnedMask(scale=1, tv=0.001).forward_backward_passes
+        >>> LearnedMask(scale=1, tv=0.001).cost().forward_backward
         20000
     """
 
@@ -65,29 +73,18 @@ class LearnedMask:
     show_progress: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("scale", "n_steps", "n_distractors", "internal_batch_size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
-        for name in ("tv", "l1"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: expected a finite weight >= 0, got {getattr(self, name)!r}")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr: expected a positive learning rate, got {self.lr!r}")
-        if self.infill not in masking.INFILLS:
-            raise ValueError(f"infill: expected one of {masking.INFILLS}, got {self.infill!r}")
-        if self.loss not in get_args(Loss):
-            raise ValueError(f"loss: expected one of {get_args(Loss)}, got {self.loss!r}")
+        check_settings(self, counts=("scale", "n_steps", "n_distractors", "internal_batch_size"), weights=("tv", "l1"), rates=("lr",))
+        check_choice("infill", self.infill, masking.INFILLS)
+        check_choice("loss", self.loss, get_args(Loss))
 
     @property
     def composites_per_step(self) -> int:
         """Composites a pair needs a step."""
         return self.n_distractors if self.infill == "random_image" else 1
 
-    @property
-    def forward_backward_passes(self) -> int:
-        """Forward-backward passes a pair needs in all."""
-        return self.n_steps * self.composites_per_step
+    def cost(self) -> Cost:
+        """`n_steps * n_distractors` forward-backward passes a pair (`n_steps` with gray or blur)."""
+        return Cost(forward_backward=self.n_steps * self.composites_per_step)
 
     def attribute(
         self,
@@ -111,20 +108,12 @@ class LearnedMask:
             raise ValueError(f"scale: expected a divisor of the image sides {tuple(inputs.shape[-2:])}, got {self.scale}")
         pool, draws = self._infills(classifier, inputs, target, distractors, seed, ids)
         heatmaps = inputs.new_empty(len(inputs), *inputs.shape[-2:])
-        size = self._pairs_per_pass(inputs)
-        chunks = torch.arange(len(inputs)).split(size)
-        for pairs in progress_bar(chunks, self.show_progress, desc="learning masks"):
-            # Every pass has the same shape: kernels round differently in batches of another size, and over the steps Adam would
-            # turn that into another mask. So a short batch is filled up with its first pair.
-            full = torch.cat([pairs, pairs[:1].expand(size - len(pairs))])
+        size = pass_size(inputs, self.composites_per_step, self.internal_batch_size)
+        chunks = list(same_size_chunks(len(inputs), size))
+        for pairs, full in progress_bar(chunks, self.show_progress, desc="learning masks"):
             masks = self._learn(classifier, inputs[full], target[full], pool, draws[full].to(inputs.device))
             heatmaps[pairs] = masks[: len(pairs)]
         return heatmaps
-
-    def _pairs_per_pass(self, inputs: Tensor) -> int:
-        """The largest power of two whose composites fit: in batches of 8 to 128 the position changed no rounding, in one of 6 it did."""
-        batch = self.internal_batch_size or default_batch_size(inputs)
-        return 1 << max(0, (batch // self.composites_per_step).bit_length() - 1)
 
     def _infills(
         self,
@@ -177,9 +166,3 @@ class LearnedMask:
         if self.loss == "nll":
             return -log_probs.mean(1).gather(1, column[:, None]).squeeze(1)
         return F.cross_entropy(log_probs.exp().mean(1), column, reduction="none")
-
-
-def default_batch_size(inputs: Tensor) -> int:
-    """Composites a pass: on a CPU 8 at 224 and 64 at 32 pixels, on a GPU 127 and 400 (of which ResNet-164 keeps about 30 MB each)."""
-    budget, most = (410_000, 64) if inputs.device.type == "cpu" else (6_400_000, 400)
-    return max(1, min(most, budget // (inputs.shape[-2] * inputs.shape[-1])))

@@ -1,0 +1,130 @@
+"""Layer-wise relevance propagation with zennit's rules, for any of the kit's nets."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from zennit.attribution import Gradient
+from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlusFlat
+from zennit.core import Composite
+from zennit.layer import Sum
+
+from salkit.methods.base import Cost, check_choice, check_pairs, check_settings, label_names
+from salkit.models import Classifier
+
+Rules = Literal["epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box"]
+
+
+@dataclass(frozen=True)
+class LRP:
+    """LRP: relevance starts as 1 at the label's logit and is shared out layer by layer down to the pixels, summed over the channels.
+
+    Batch normalisation is merged into the convolutions and the sums of skip connections become layers, so that the rules see them.
+
+    Args:
+        rules: zennit's composite; `"epsilon_plus_flat"` (epsilon for linear layers, z+ for convolutions, flat for the first) is the one
+            recommended for nets with skip connections. `"epsilon_gamma_box"` takes -3 to 3 for the range of inputs.
+        internal_batch_size: pairs a pass.
+
+    Cost: about two forward-backward passes a pair.
+
+    Decided: relevance starts at 1 whatever the logit's value, so that a negative logit does not turn the map upside down.
+
+    Raises:
+        ValueError: unknown rules, or a batch size below 1.
+
+    Example:
+        >>> LRP().rules
+        'epsilon_plus_flat'
+    """
+
+    rules: Rules = "epsilon_plus_flat"
+    internal_batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        check_choice("rules", self.rules, get_args(Rules))
+        check_settings(self, counts=("internal_batch_size",))
+
+    def cost(self) -> Cost:
+        """About two forward-backward passes a pair: the rules run every layer again."""
+        return Cost(forward_backward=2)
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        distractors: Tensor | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Heatmaps `(N, H, W)`, signed; see `SaliencyMethod.attribute`."""
+        del distractors, seed, ids
+        check_pairs(classifier, inputs, target)
+        classes = torch.tensor(label_names(classifier, target), device=inputs.device)
+        net = canonical(classifier.net)
+        heatmaps = torch.empty_like(inputs[:, 0])
+        with Gradient(net, composite=self._composite(inputs)) as attributor:
+            for pairs in torch.arange(len(inputs)).split(self.internal_batch_size):
+
+                def start(logits: Tensor, chosen: Tensor = classes[pairs]) -> Tensor:
+                    return nn.functional.one_hot(chosen, logits.shape[1]).to(logits)
+
+                _, relevance = attributor(inputs[pairs].detach().clone(), start)
+                heatmaps[pairs] = relevance.sum(1)
+        return heatmaps
+
+    def _composite(self, inputs: Tensor) -> Composite:
+        if self.rules == "epsilon_plus_flat":
+            return EpsilonPlusFlat()
+        if self.rules == "epsilon_alpha2_beta1":
+            return EpsilonAlpha2Beta1()
+        return EpsilonGammaBox(low=torch.full_like(inputs[:1], -3), high=torch.full_like(inputs[:1], 3))
+
+
+def canonical(net: nn.Module) -> fx.GraphModule:
+    """A copy of a net (in eval mode) that computes the same without batch norms after convolutions, its sums being layers of their own.
+
+    Raises:
+        TypeError: a net that cannot be traced.
+    """
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(net)
+    except Exception as error:
+        raise TypeError(f"classifier: expected a net that torch.fx can trace, got {type(net).__name__} ({error})") from error
+    traced = fx.GraphModule(tracer.root, graph)
+    modules = dict(traced.named_modules())
+    for node in list(graph.nodes):
+        before = node.args[0] if node.args else None
+        is_norm = node.op == "call_module" and isinstance(modules[node.target], nn.BatchNorm2d)
+        if is_norm and isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
+            conv = modules[str(before.target)]
+            if isinstance(conv, nn.Conv2d):
+                traced.set_submodule(str(before.target), fuse_conv_bn_eval(conv, modules[node.target]))
+                node.replace_all_uses_with(before)
+                graph.erase_node(node)
+        elif node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add):
+            if all(isinstance(a, fx.Node) for a in node.args[:2]):
+                name = f"sum_{node.name}"
+                traced.add_submodule(name, Sum())
+                with graph.inserting_before(node):
+                    stacked = graph.call_function(torch.stack, (list(node.args[:2]),), {"dim": -1})
+                    summed = graph.call_module(name, (stacked,))
+                node.replace_all_uses_with(summed)
+                graph.erase_node(node)
+    traced.recompile()
+    return traced
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Convolutions of other packages stay whole, too: the rules look for them by type."""
+        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)

@@ -1,0 +1,227 @@
+"""What the two masker networks share: reading the classifier's features, checkpoints, and the `attribute` around one forward pass."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from salkit.data import data_dir
+from salkit.methods.base import Cost, check_pairs, check_settings, label_names
+from salkit.models import Classifier
+
+
+class Phase(NamedTuple):
+    """A stretch of training: which parameters move, in batches of what size, for how many steps, after how many the rate is a tenth."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    batch_size: int
+    n_steps: int
+    decay_every: int
+
+
+class Masker(nn.Module):
+    """A network that turns a classifier's features into masks `(N, 1, h, w)` in (0, 1), high = salient.
+
+    Attributes:
+        kind: name of the architecture in checkpoints.
+        settings: what the constructor was called with, JSON-able; a checkpoint keeps it.
+    """
+
+    kind: ClassVar[str]
+    KINDS: ClassVar[dict[str, type[Masker]]] = {}
+    settings: dict[str, Any]
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        Masker.KINDS[cls.kind] = cls
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of the classifier's modules whose outputs are read, fine to coarse."""
+        return tuple(self.settings["taps"])
+
+    def row(self, classes: Sequence[int], device: torch.device) -> Tensor:
+        """Where class indices of the classifier stand among the masker's classes.
+
+        Raises:
+            ValueError: a class the masker was not trained for.
+        """
+        known = self.settings["classes"]
+        table = {a: i for i, a in enumerate(range(known) if isinstance(known, int) else known)}
+        if unknown := sorted(set(classes) - set(table)):
+            raise ValueError(f"target: expected classes this masker knows ({len(table)} of them), got {unknown}")
+        return torch.tensor([table[a] for a in classes], device=device)
+
+    def phases(self) -> list[Phase]:
+        """How the source trains it."""
+        raise TypeError(f"{type(self).__name__} defines no training")
+
+    def loss(
+        self,
+        phase: str,
+        classifier: Classifier,
+        inputs: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        area: float = 1.0,
+    ) -> Tensor:
+        """The training loss of a batch: `inputs (N, 3, H, W)`, class indices `labels (N,)`, random draws on the CPU.
+
+        `area` is the share of the source's penalty on the mask's area that is in force.
+        """
+        raise TypeError(f"{type(self).__name__} defines no training")
+
+    def masks(self, classifier: Classifier, inputs: Tensor, classes: Tensor) -> Tensor:
+        """Masks at the size of the inputs, `(N, 1, H, W)`."""
+        raise TypeError(f"{type(self).__name__} makes no masks")
+
+
+@dataclass(frozen=True)
+class MaskerMethod:
+    """A masker network as a saliency method: one forward pass of the classifier and a small one of the masker a pair.
+
+    Args:
+        masker: name of a shipped checkpoint, path of one, or a `Masker`.
+        internal_batch_size: pairs a forward pass.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: a checkpoint of another architecture, or one for another classifier.
+    """
+
+    masker: str | Path | Masker
+    internal_batch_size: int = 32
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_settings(self, counts=("internal_batch_size",))
+
+    def cost(self) -> Cost:
+        """One forward pass a map."""
+        return Cost(forward=1)
+
+    @torch.no_grad()
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        distractors: Tensor | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Heatmaps `(N, H, W)` in (0, 1); see `SaliencyMethod.attribute`."""
+        del distractors, seed, ids
+        check_pairs(classifier, inputs, target)
+        net = (self.masker if isinstance(self.masker, Masker) else load_masker(self.masker)).eval()
+        if net.kind != self.kind:
+            raise ValueError(f"masker: expected a checkpoint of {self.kind!r}, got one of {net.kind!r}")
+        net = net.to(inputs.device)
+        classes = torch.tensor(label_names(classifier, target), device=inputs.device)
+        chunks = zip(inputs.split(self.internal_batch_size), classes.split(self.internal_batch_size), strict=True)
+        return torch.cat([self._masks(net, classifier, x, a).squeeze(1) for x, a in chunks])
+
+    def _masks(self, net: Masker, classifier: Classifier, inputs: Tensor, classes: Tensor) -> Tensor:
+        return net.masks(classifier, inputs, classes)
+
+
+def conv_block(n_in: int, n_out: int, kernel_size: int = 1) -> nn.Sequential:
+    """Convolution without bias, batch normalisation, ReLU; the size stays."""
+    conv = nn.Conv2d(n_in, n_out, kernel_size, padding=kernel_size // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(n_out), nn.ReLU())
+
+
+def bordered_variation(masks: Tensor) -> Tensor:
+    """Smoothness penalty of both maskers' sources: squared differences, and 0.3 times the squared border, summed and halved.
+
+    Args:
+        masks: `(N, 1, H, W)`.
+
+    Returns:
+        The mean over the batch, a scalar >= 0.
+    """
+    differences = masks.diff(dim=-1).square().sum() + masks.diff(dim=-2).square().sum()
+    border = sum(line.square().sum() for line in (masks[..., 0, :], masks[..., -1, :], masks[..., 0], masks[..., -1]))
+    return (differences + 0.3 * border) / (2 * len(masks))
+
+
+def resize(masks: Tensor, like: Tensor, mode: Literal["bilinear", "nearest"] = "bilinear") -> Tensor:
+    """Masks `(N, 1, h, w)` at the size of the images `like`."""
+    return F.interpolate(masks, like.shape[-2:], mode=mode, align_corners=False if mode == "bilinear" else None)
+
+
+def masker_path(name: str | Path) -> Path:
+    """Where the kit keeps the masker checkpoint of that name; a path is taken as it is."""
+    path = Path(name)
+    return path if path.suffix else data_dir() / "checkpoints" / f"{name}.safetensors"
+
+
+def save_masker(masker: Masker, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
+    """Write a masker as safetensors (float16), with its architecture and `metadata` (JSON-able) in the header, whole or not at all."""
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in masker.state_dict().items()}
+    header = {"kind": masker.kind, "settings": masker.settings} | (metadata or {})
+    save_file(state, f"{path}.part", {k: json.dumps(v) for k, v in header.items()})
+    os.replace(f"{path}.part", path)
+
+
+def masker_metadata(name: str | Path) -> dict[str, Any]:
+    """The header of a masker's checkpoint: `kind`, `settings`, and what its training left (`classifier`, `log`, `images`, ...).
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: a safetensors file that is no masker.
+    """
+    path = masker_path(name)
+    if not path.is_file():
+        shipped = sorted(p.stem for p in (data_dir() / "checkpoints").glob("*.safetensors"))
+        raise FileNotFoundError(f"masker: expected a checkpoint (shipped: {shipped}; train one: salkit train-masker), got {path}")
+    with safe_open(path, "pt") as file:
+        header = file.metadata() or {}
+    if not {"kind", "settings"} <= header.keys():
+        raise ValueError(f"masker: expected a masker's checkpoint, got {path}, whose header has {sorted(header)}")
+    return {k: json.loads(v) for k, v in header.items()}
+
+
+def load_masker(name: str | Path) -> Masker:
+    """A masker by the name of a shipped checkpoint or by path; read anew when the file has changed.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: not a masker's checkpoint.
+
+    Example:
+        >>> load_masker("phang-efficientnet-lite0").kind
+        'phang'
+    """
+    masker_metadata(name)
+    path = masker_path(name)
+    return _load(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _load(path: Path, changed: int) -> Masker:
+    del changed
+    header = masker_metadata(path)
+    if header["kind"] not in Masker.KINDS:
+        raise ValueError(f"masker: expected one of {sorted(Masker.KINDS)}, got {header['kind']!r} in {path}")
+    masker = Masker.KINDS[header["kind"]](**header["settings"])
+    masker.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    return masker.eval().requires_grad_(False)
+
+
+def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of several modules."""
+    return [p for module in modules for p in module.parameters()]

@@ -1,0 +1,138 @@
+"""Which protocol did Table 1 come from? Every combination of what paper and code do differently, against the paper's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from salkit.curves import AucRule, auc
+from salkit.scores import PROTOCOLS, Protocol, completeness, soundness, worst_per_image
+from salkit.statistics import bootstrap_interval
+
+Grid = Mapping[tuple[str, str], xr.Dataset]
+THRESHOLDS = {name: (p.eps_completeness, p.eps_soundness) for name, p in PROTOCOLS.items()}
+CELL = ["softmax", "loss", "thresholds", "rule"]
+METRICS = ("completeness", "soundness")
+
+
+def cells(grid: Grid) -> Iterator[tuple[dict[str, str], xr.Dataset]]:
+    """Every cell with worst-case scores an image: names of its choices, and `completeness`, `soundness` `(method, image)`."""
+    for (softmax, loss), result in grid.items():
+        for thresholds, (eps_completeness, eps_soundness) in THRESHOLDS.items():
+            for rule in get_args(AucRule):
+                g = xr.DataArray(auc(torch.from_numpy(result.insertion_curve.values), rule).numpy(), result.insertion_auc.coords)
+                g, f = xr.broadcast(g, result.prob)
+                scores = {"completeness": completeness(g, f, eps_completeness), "soundness": soundness(g, f, eps_soundness)}
+                names = dict(zip(CELL, (softmax, loss, thresholds, rule), strict=True))
+                yield names, xr.Dataset({name: worst_per_image(score) for name, score in scores.items()})
+
+
+def grid_table(grid: Grid, paper: pd.DataFrame) -> pd.DataFrame:
+    """One row a (cell, method, metric): the paper's value, ours with its 95 % interval, the difference.
+
+    `excluded` is true where the paper's value lies outside an interval so wide (Bonferroni) that with 95 % probability none of the cell's
+    intervals misses its true value: then this cell on this net does not give the paper's number. With few images a bootstrap interval
+    is too narrow, since it never leaves the range of what was seen.
+
+    Args:
+        grid: (softmax_over, loss) -> evaluation with `insertion_curve`.
+        paper: columns `method, metric, value`.
+    """
+    known = {(row.method, row.metric): row.value for row in paper.itertuples()}
+    rows = []
+    for names, scores in cells(grid):
+        compared = sum((m, metric) in known for m in scores.method.values for metric in METRICS)
+        for method in scores.method.values:
+            for metric in METRICS:
+                values = scores[metric].sel({"method": method}).values
+                ours, wide = (bootstrap_interval(values, confidence) for confidence in (0.95, 1 - 0.05 / max(compared, 1)))
+                target = known.get((method, metric), float("nan"))
+                excluded = bool(target < wide.low or target > wide.high)
+                numbers = [target, ours.mean, ours.low, ours.high, ours.n, ours.mean - target, excluded]
+                rows.append([*names.values(), method, metric, *numbers])
+    return pd.DataFrame(rows, columns=[*CELL, "method", "metric", "paper", "ours", "low", "high", "n", "difference", "excluded"])
+
+
+def cell_summary(grid: Grid, paper: pd.DataFrame, n_resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+    """One row a cell, the closest first: how far its columns are from the paper's, over the methods the paper has.
+
+    Returns:
+        The cell's choices; for each metric the mean absolute distance and the rank correlation with the paper's column; `distance`, the
+        mean over both metrics with the interval `low` to `high` from resampling images (all methods together); `excluded`, how many of
+        the `compared` numbers are excluded (see `grid_table`); `verdict`, `"compatible"` where none is; `n` images.
+    """
+    table = grid_table(grid, paper)
+    values = paper.pivot(index="method", columns="metric", values="value")
+    rng = np.random.default_rng(seed)
+    rows = []
+    for names, scores in cells(grid):
+        methods = [m for m in scores.method.values if m in values.index]
+        target = values.loc[methods, list(METRICS)].to_numpy()
+        ours = np.stack([scores[metric].sel({"method": methods}).transpose("method", "image").values for metric in METRICS], 1)
+        draws = rng.integers(ours.shape[-1], size=(n_resamples, ours.shape[-1]))
+        resampled = np.abs(ours[..., draws].mean(-1) - target[..., None]).mean((0, 1))
+        distance = np.abs(ours.mean(-1) - target).mean(0)
+        order = [pd.Series(ours.mean(-1)[:, i]).corr(pd.Series(target[:, i]), method="spearman") for i in range(len(METRICS))]
+        cell = table[(table[CELL] == pd.Series(names)).all(axis=1) & table.paper.notna()]
+        excluded = int(cell.excluded.sum())
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        verdict = "excluded" if excluded else "compatible"
+        rows.append([*names.values(), *distance, *order, distance.mean(), low, high, excluded, len(cell), verdict, ours.shape[-1]])
+    by_metric = [f"{kind}_{metric}" for kind in ("distance", "order") for metric in METRICS]
+    columns = [*CELL, *by_metric, "distance", "low", "high", "excluded", "compared", "verdict", "n"]
+    return pd.DataFrame(rows, columns=columns).sort_values("distance", ignore_index=True)
+
+
+def requirements(grid: Grid, method: str = "Ours", level: float = 0.84) -> pd.DataFrame:
+    """What worst-case completeness and soundness of `level` require of a method's areas, and what was measured.
+
+    A false label with f below the threshold eps has soundness of at least `level` only if its g is at most `eps / level`; the prediction
+    is complete to that level only if its g is at least `level * f`.
+
+    Returns:
+        One row a (softmax, loss, thresholds): `g_allowed` of any false label, `g_false`, the median over images of the largest g of a
+        label that was not predicted, `images_below`, the share of images where it is allowed; `g_over_f` of the prediction (median), to be
+        compared with `level`; `n` images. Areas are by the rule of Definition 3.5.
+    """
+    rows = []
+    for (softmax, loss), result in grid.items():
+        one = result.sel({"method": method})
+        g = xr.DataArray(auc(torch.from_numpy(one.insertion_curve.transpose("image", "label", "kept").values)).numpy(), one.prob.coords)
+        predicted = one.prob == one.prob.max("label")
+        largest = g.where(~predicted).max("label")
+        share = (g / one.prob).where(predicted).max("label")
+        for thresholds, (_, eps) in THRESHOLDS.items():
+            allowed = np.maximum(one.prob.where(~predicted).max("label"), eps) / level
+            below = float((largest <= allowed).mean())
+            rows.append([softmax, loss, thresholds, eps / level, float(largest.median()), below, float(share.median()), one.sizes["image"]])
+    columns = ["softmax", "loss", "thresholds", "g_allowed", "g_false", "images_below", "g_over_f", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def label_free_bound(soundness_column: float, n_labels: int = 10, thresholds: str = "paper") -> float:
+    """How certain the net must be, gray images included, for a label-free map to reach a soundness under a softmax over the label list.
+
+    The areas of one map sum to 1 over the list, so with h the area of the true label the largest other is at least
+    `(1 - h) / (n_labels - 1)`; soundness is at most `eps (n_labels - 1) / (1 - h)` while f of the false labels is below eps.
+
+    Returns:
+        The least h, in [0, 1]; values near 1 cannot come from images that start gray.
+
+    Example:
+        >>> round(label_free_bound(0.71), 4)  # Table 1's Centered Gaussian
+        0.9873
+    """
+    eps = THRESHOLDS[thresholds][1]
+    return max(0.0, 1 - eps * (n_labels - 1) / soundness_column)
+
+
+def closest(summary: pd.DataFrame) -> Protocol:
+    """The cell of `cell_summary` with the smallest distance, as a protocol."""
+    best = summary.iloc[0]
+    first, second = THRESHOLDS[best.thresholds]
+    return Protocol(best.softmax, first, second, best.loss, best.rule)

@@ -1,0 +1,140 @@
+"""The saliency metric of Dabkowski and Gal: how small a crop around the salient pixels still shows the class."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from salkit.curves import check_heatmaps
+from salkit.methods.base import check_choice, check_pairs, default_batch_size
+from salkit.models import Classifier
+
+BoxRule = Literal["threshold", "largest_component"]
+ALPHAS: tuple[float, ...] = (*(i / 20 for i in range(20)), 0.99)
+"""Thresholds that are tried on held-out images: 0 to 0.95 in steps of 0.05, and 0.99."""
+
+
+def saliency_metric(
+    classifier: Classifier,
+    inputs: Tensor,
+    target: Tensor,
+    heatmaps: Tensor,
+    alpha: float = 0.5,
+    *,
+    rule: BoxRule = "threshold",
+    internal_batch_size: int | None = None,
+) -> Tensor:
+    """`s(a, p) = log(max(a, 0.05)) - log(p)`; lower is better, at best log 0.05 = -3.0.
+
+    a is the share of the image that the tightest box around the salient pixels takes, p the probability of the label on that crop,
+    resized bilinearly to the input's size (and floored at 1e-8 to stay finite).
+
+    Args:
+        classifier: gives p in its softmax scope.
+        inputs: `(N, 3, H, W)` normalised images, one a pair.
+        target: `(N,)` int64 indices into the label list.
+        heatmaps: `(N, H, W)`, higher = more salient; each is scaled to [0, 1].
+        alpha: salient are the pixels at or above it; the definition has it chosen on held-out images (`choose_alpha`).
+        rule: `"threshold"` is the definition; `"largest_component"` is what Phang et al.'s code does: the threshold is the map's mean, and
+            only the largest connected region counts (its box one pixel short on two sides there; not here). It has no alpha.
+        internal_batch_size: crops a forward pass; None chooses by image size.
+
+    Returns:
+        `(N,)` float32 in [-3.0, 18.5].
+
+    Raises:
+        ValueError: shapes that do not fit, heatmaps that are not finite, an alpha outside [0, 1], or an unknown rule.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> x, target, heatmaps = torch.zeros(1, 3, 4, 4), torch.tensor([0]), torch.eye(4)[None]
+        >>> round(saliency_metric(Classifier(net), x, target, heatmaps).item(), 3)  # the whole image: 0 - log(1 / 3)
+        1.099
+    """
+    check_pairs(classifier, inputs, target)
+    check_heatmaps(inputs, heatmaps)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha: expected a threshold in [0, 1], got {alpha}")
+    return _score(classifier, inputs, target, boxes(heatmaps, alpha, rule)[:, None], internal_batch_size).squeeze(1)
+
+
+def choose_alpha(classifier: Classifier, inputs: Tensor, target: Tensor, heatmaps: Tensor) -> float:
+    """The threshold of `ALPHAS` with the lowest mean saliency metric on held-out pairs; of equal ones the lowest.
+
+    Arguments and errors as for `saliency_metric`.
+    """
+    check_pairs(classifier, inputs, target)
+    check_heatmaps(inputs, heatmaps)
+    every = torch.stack([boxes(heatmaps, alpha) for alpha in ALPHAS], 1)
+    return ALPHAS[int(_score(classifier, inputs, target, every).mean(0).argmin())]
+
+
+def boxes(heatmaps: Tensor, alpha: float = 0.5, rule: BoxRule = "threshold") -> Tensor:
+    """Tightest boxes around the salient pixels, `(N, H, W)` -> `(N, 4)` int64: top, bottom, left, right, ends exclusive.
+
+    Example:
+        >>> boxes(torch.tensor([[[0.0, 0.0, 0.0], [0.0, 1.0, 0.6]]])).tolist()
+        [[1, 2, 1, 3]]
+    """
+    check_choice("rule", rule, get_args(BoxRule))
+    flat = heatmaps.flatten(1)
+    low, high = flat.amin(1)[:, None, None], flat.amax(1)[:, None, None]
+    if rule == "threshold":
+        # A constant map has no pixel more salient than another: all of them count.
+        salient = (heatmaps - low >= alpha * (high - low)) | (high == low)
+    else:
+        salient = heatmaps >= flat.mean(1)[:, None, None]
+        salient = torch.from_numpy(np.stack([_largest_component(s) for s in salient.cpu().numpy()])).to(heatmaps.device)
+    ends = [_first_and_last(salient.any(dim)) for dim in (2, 1)]
+    return torch.stack([*ends[0], *ends[1]], 1)
+
+
+def _first_and_last(lines: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the first True of each row `(N, L)` is, and one past the last."""
+    marks = lines.to(torch.uint8)
+    return marks.argmax(1), lines.shape[1] - marks.flip(1).argmax(1)
+
+
+def _largest_component(salient: np.ndarray) -> np.ndarray:
+    regions, n = ndimage.label(salient)
+    return salient if n < 2 else regions == 1 + np.argmax(np.bincount(regions.ravel())[1:])
+
+
+@torch.no_grad()
+def _score(classifier: Classifier, inputs: Tensor, target: Tensor, every: Tensor, internal_batch_size: int | None = None) -> Tensor:
+    """The metric for k boxes of each pair, `(N, k, 4)` -> `(N, k)`; equal boxes of a pair are evaluated once."""
+    n, k = every.shape[:2]
+    pair = torch.arange(n, device=inputs.device).repeat_interleave(k)
+    rows, back = torch.cat([pair[:, None], every.flatten(0, 1).to(inputs.device)], 1).unique(dim=0, return_inverse=True)
+    prob = []
+    for some in rows.split(internal_batch_size or default_batch_size(inputs)):
+        log_probs = classifier(crop(inputs[some[:, 0]], some[:, 1:]))
+        prob.append(log_probs.gather(1, target.to(inputs.device)[some[:, :1]]).squeeze(1).exp())
+    area = (rows[:, 2] - rows[:, 1]) * (rows[:, 4] - rows[:, 3]) / (inputs.shape[-2] * inputs.shape[-1])
+    return (area.clamp_min(0.05).log() - torch.cat(prob).clamp_min(1e-8).log())[back].view(n, k)
+
+
+def crop(inputs: Tensor, box: Tensor) -> Tensor:
+    """Cut boxes `(N, 4)` out of images and resize them to the images' size, bilinearly and without antialiasing, in one go.
+
+    Example:
+        >>> x = torch.arange(16.0).view(1, 1, 4, 4)
+        >>> crop(x, torch.tensor([[0, 2, 0, 2]]))[0, 0, 0].tolist()
+        [0.0, 0.25, 0.75, 1.0]
+    """
+    grids = []
+    for side, low, high in ((inputs.shape[-1], box[:, 2:3], box[:, 3:4]), (inputs.shape[-2], box[:, :1], box[:, 1:2])):
+        length = (high - low).to(inputs.dtype)
+        place = (torch.arange(side, device=inputs.device, dtype=inputs.dtype) + 0.5) * length / side - 0.5
+        # Never beyond the crop's outermost pixel centres, as when the crop alone is resized.
+        place = low + torch.minimum(place.clamp_min(0), length - 1)
+        grids.append(2 * place / max(side - 1, 1) - 1)
+    x, y = grids
+    shape = (len(inputs), inputs.shape[-2], inputs.shape[-1])
+    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], -1)
+    return F.grid_sample(inputs, grid, mode="bilinear", padding_mode="border", align_corners=True)
