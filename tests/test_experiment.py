@@ -88,7 +88,8 @@ def test_passes_are_counted_as_they_are_made():
     images = load_images(study.data).sample(2)
     evaluate(classifier, images, methods, distractors=load_images(study.data), n_steps=4, show_progress=False)
     assert seen["forward_backward"] == forward_backward
-    assert seen["forward"] == forward
+    # One image goes through the net to find Grad-CAM's layer.
+    assert seen["forward"] == forward + 1
 
 
 def test_plan_scales_with_the_profile(monkeypatch):
