@@ -242,6 +242,11 @@ class ImageFiles:
     class_names: tuple[str, ...]
     preprocessing: str
 
+    def subset(self, indices: Sequence[int]) -> ImageFiles:
+        """The files at `indices`, in that order."""
+        ids, labels = [self.ids[i] for i in indices], [self.labels[i] for i in indices]
+        return ImageFiles(ids, labels, lambda i: self.open(indices[i]), self.class_names, self.preprocessing)
+
 
 def _sample_indices(total: int, n: int, seed: int) -> list[int]:
     if not 1 <= n <= total:

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
 
-from salkit.data import ImageSet, load_distractors
-from salkit.evaluation import evaluate, probabilities
-from salkit.methods import SaliencyMethod, same_map_for_all_labels
-from salkit.methods.masker import Masker, MaskerMethod, masker_path
+from salkit.curves import auc
+from salkit.data import ImageSet, load_distractors, open_images
+from salkit.evaluation import evaluate, probabilities, rescore
+from salkit.masker_training import make_masker, taps_of, train_masker
+from salkit.methods import SaliencyMethod
+from salkit.methods.masker import masker_metadata, save_masker
 from salkit.models import load_classifier
-from salkit.profiles import CHEAP_ROWS, SANITY_ROWS, Study, get_profile, our_methods, picture_methods, table1_methods, tv_sweep_methods
+from salkit.profiles import (
+    CHEAP_ROWS,
+    PAPER_ROWS,
+    SANITY_ROWS,
+    Study,
+    get_profile,
+    masker_recipes,
+    our_methods,
+    picture_methods,
+    table1_methods,
+    tv_sweep_methods,
+)
 from salkit.sanity import STAGES, layer_randomisation
 from salkit.scores import PROTOCOLS, Protocol
+from salkit.store import describe, fingerprint, kept_result
 
 
 def resolve_device(device: str = "auto") -> str:
@@ -75,20 +87,83 @@ def run_protocol_grid(
     table1 = run_table1(profile, seed=seed, device=device, output_dir=output_dir)
     grid = {("all", "nll"): table1.isel(image=slice(study.grid_images)).sel({"method": names})}
 
-    def first(images: ImageSet, prob: Tensor) -> tuple[ImageSet, None]:
-        del prob
-        return images.sample(min(study.n_images, len(images)), seed).subset(range(min(study.grid_images, len(images)))), None
-
     for protocol in (Protocol("all", loss="released"), Protocol("labels", loss="nll"), Protocol("labels", loss="released")):
         ours = our_methods(study, protocol)
-        learned = _run("grid", study, ours, seed, device, output_dir, first, protocol=protocol, keep_curves=True)
+        learned = _run("grid", study, ours, seed, device, output_dir, _first(study, seed), protocol=protocol, keep_curves=True)
         if protocol.softmax_over == "all":
             rest = grid["all", "nll"].sel({"method": list(cheap)})
         else:
-            rest = _run("grid", study, cheap, seed, device, output_dir, first, protocol=replace(protocol, loss="nll"), keep_curves=True)
+            plain = replace(protocol, loss="nll")
+            rest = _run("grid", study, cheap, seed, device, output_dir, _first(study, seed), protocol=plain, keep_curves=True)
         shared = ["prob", "prediction", "insertion_auc", "insertion_curve"]
         grid[protocol.softmax_over, protocol.loss] = _joined([learned[shared], rest[shared]])
     return grid
+
+
+def run_table1_under(
+    protocol: Protocol, profile: str, *, seed: int = 0, device: str = "auto", output_dir: str | Path | None = None
+) -> xr.Dataset:
+    """The paper's eleven rows of Table 1 under another protocol; on the grid's images where maps or probabilities depend on it.
+
+    Raises:
+        ValueError: unknown profile.
+    """
+    table1 = run_table1(profile, seed=seed, device=device, output_dir=output_dir)
+    scope, rule = (protocol.softmax_over, protocol.loss), protocol.auc_rule
+    if scope == ("all", "nll"):
+        result = table1
+    else:
+        study = get_profile(profile).imagenette
+        grid = run_protocol_grid(profile, seed=seed, device=device, output_dir=output_dir)[scope]
+        rest = {
+            name: method
+            for name, method in table1_methods(study, protocol, _checkpoints(output_dir)).items()
+            if name in ("iGOS++", "Fong and Vedaldi")
+        }
+        plain = replace(protocol, loss="nll")
+        more = _run("grid", study, rest, seed, device, output_dir, _first(study, seed), protocol=plain, keep_curves=True)
+        result = _joined([grid, more[list(grid.data_vars)]])
+    curves = torch.from_numpy(result.insertion_curve.transpose("method", "image", "label", "kept").values)
+    areas = result.insertion_auc.transpose("method", "image", "label").copy(data=auc(curves, rule).numpy())
+    rows = [name for name in table1.method.values if name in result.method.values and name in PAPER_ROWS]
+    return rescore(result.assign(insertion_auc=areas), protocol).sel({"method": rows})
+
+
+def run_train_maskers(profile: str, *, seed: int = 0, device: str = "auto", output_dir: str | Path | None = None) -> pd.DataFrame:
+    """Train the maskers of a profile's ImageNet classifier (notebook 00) and keep them under `output_dir/checkpoints`.
+
+    A training that was stopped goes on where it was; one that is done is not repeated. `paper` trains on Imagenette's training images,
+    the other profiles show the training on the packaged images outside the label list (the maskers they use are shipped).
+
+    Returns:
+        The learning curves: column `masker`, and those of `train_masker`.
+
+    Raises:
+        ValueError: unknown profile.
+    """
+    study, device = get_profile(profile).imagenette, resolve_device(device)
+    folder = _checkpoints(output_dir or tempfile.mkdtemp())
+    assert folder is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    files = open_images(study.data, split="train")
+    if study.preset == "fast":
+        files = files.subset([i for i, label in enumerate(files.labels) if label not in (study.labels or ())])
+    curves = []
+    for name, recipe in masker_recipes(study).items():
+        recipe = replace(recipe, seed=seed)
+        settings = {"recipe": asdict(recipe), "classifier": study.classifier, "data": study.data}
+        path = folder / f"{name}-{study.classifier}.safetensors"
+        if not path.is_file() or masker_metadata(path).get("settings_key") != fingerprint(settings):
+            classifier = load_classifier(study.classifier, device=device)
+            held_out = study.images()
+            held_out = held_out.sample(min(200, len(held_out)), seed)
+            masker = make_masker(classifier, taps_of(study.classifier), recipe, held_out.images.shape[-1])
+            state = folder / f"{name}-{fingerprint(settings)}.state"
+            log = train_masker(masker, classifier, files, held_out, recipe, state_path=state)
+            trained = {"classifier": study.classifier, "recipe": asdict(recipe), "n_train": len(files.ids), "n_val": len(held_out)}
+            save_masker(masker, path, trained | {"log": log, "settings_key": fingerprint(settings)})
+        curves.append(pd.DataFrame(masker_metadata(path)["log"]).assign(masker=name))
+    return pd.concat(curves, ignore_index=True)
 
 
 def run_two_labels(
@@ -154,7 +229,17 @@ def run_sanity(profile: str, *, seed: int = 0, device: str = "auto", output_dir:
         return layer_randomisation(classifier, STAGES[study.classifier], images, methods, distractors=pool, seed=seed)
 
     described = {name: describe(method) for name, method in methods.items()}
-    return _kept("sanity", {"study": asdict(study), "methods": described, "seed": seed, "device": device}, output_dir, compute)
+    return kept_result("sanity", {"study": asdict(study), "methods": described, "seed": seed, "device": device}, output_dir, compute)
+
+
+def _first(study: Study, seed: int) -> Callable[[ImageSet, Tensor], tuple[ImageSet, None]]:
+    """The first images of Table 1's sample, as many as the grid of protocols takes."""
+
+    def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, None]:
+        del prob
+        return images.sample(min(study.n_images, len(images)), seed).subset(range(min(study.grid_images, len(images)))), None
+
+    return pick
 
 
 def _run(
@@ -204,7 +289,7 @@ def _run(
 
     base = {"study": asdict(study), "protocol": asdict(protocol), "seed": seed, "device": device, "kept": kept}
     parts = [
-        _kept(f"{name}-{i:02d}", base | {"method": [m, describe(method)]}, output_dir, lambda m=m: compute(m))  # type: ignore[misc]
+        kept_result(f"{name}-{i:02d}", base | {"method": [m, describe(method)]}, output_dir, lambda m=m: compute(m))  # type: ignore[misc]
         for i, (m, method) in enumerate(methods.items())
     ]
     return _joined(parts)
@@ -215,49 +300,5 @@ def _joined(parts: list[xr.Dataset]) -> xr.Dataset:
     return xr.concat(parts, "method", data_vars="minimal", coords="minimal", compat="override", join="override", combine_attrs="override")
 
 
-def describe(method: SaliencyMethod) -> str:
-    """A method's settings, and what its masker's checkpoint holds: what a kept result depends on."""
-    if isinstance(method, same_map_for_all_labels):
-        return f"same_map_for_all_labels({describe(method.method)})"
-    if isinstance(method, MaskerMethod) and not isinstance(method.masker, Masker):
-        path = masker_path(method.masker)
-        held = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else "missing"
-        return f"{method!r} {held}"
-    return repr(method)
-
-
 def _checkpoints(output_dir: str | Path | None) -> Path | None:
     return None if output_dir is None else Path(output_dir) / "checkpoints"
-
-
-def _kept(name: str, settings: dict[str, Any], output_dir: str | Path | None, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
-    """The result of these settings, read from `output_dir` if it is there."""
-    if output_dir is None:
-        return compute()
-    return cached(Path(output_dir) / "results" / f"{name}-{fingerprint(settings)}.nc", compute)
-
-
-def cached(path: Path, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
-    """The dataset at `path`, computed and written (whole or not at all) if it is not there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        compute().to_netcdf(partial, engine="scipy")
-        os.replace(partial, path)
-    with xr.open_dataset(path, engine="scipy") as stored:
-        return stored.load()
-
-
-COMPUTING = ("data", "models", "masking", "curves", "scores", "saliency_metric", "sanity", "evaluation", "experiment", "profiles")
-"""The modules, besides the methods, that a stored result depends on; what is drawn or printed from it may change."""
-
-
-def fingerprint(settings: object) -> str:
-    """A hash of settings, of the code and of the library versions that change numbers: what a stored result goes by."""
-    code = hashlib.blake2b(digest_size=8)
-    folder = Path(__file__).parent
-    for source in [folder / f"{name}.py" for name in COMPUTING] + sorted((folder / "methods").glob("*.py")):
-        code.update(source.read_bytes())
-    versions = {package: version(package) for package in ("torch", "torchvision", "numpy", "captum", "zennit", "scikit-image")}
-    text = json.dumps([settings, code.hexdigest(), versions], sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

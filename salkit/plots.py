@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 PALETTE = sns.color_palette("colorblind")
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vP*X<"
 GRAY = 0.45
 """How dark the hidden pixels are drawn; to the net they are exactly the mean colour."""
 
@@ -136,11 +136,98 @@ def _scatter(axis: Axes, table: pd.DataFrame, x: str) -> None:
         at = table[table.method == method].set_index("metric").loc[[x, "soundness"]]
         if at.n.min() == 0:
             continue
+        # Ten colours and nine markers: no two of the first ninety methods look alike.
         color, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
         (x_error, y_error) = ([[row.ours - row.low], [row.high - row.ours]] for row in at.itertuples())
         axis.errorbar(at.ours.iloc[0], at.ours.iloc[1], y_error, x_error, color=color, marker=marker, ms=9, lw=1, ls="none", label=method)
         axis.plot(at.paper.iloc[0], at.paper.iloc[1], marker=marker, ms=9, mfc="none", color=color, ls="none")
     axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
+
+
+def label_dependence(table: pd.DataFrame) -> Figure:
+    """Worst-case soundness against how alike a method's maps of two labels are: on the right stands what ignores the label."""
+    figure, axis = plt.subplots(figsize=(7.6, 4.8), layout="constrained")
+    _scatter(axis, table, "label_correlation")
+    axis.set(xlim=(-0.24, 1.04), xlabel="rank correlation of the maps of two labels", ylabel="worst-case soundness")
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+    return figure
+
+
+def learning_curves(curves: pd.DataFrame) -> Figure:
+    """Maskers in training, a panel each: area of the masks, and the true label's probability with and without what they keep.
+
+    Args:
+        curves: rows of `train_masker` with a column `masker`.
+    """
+    names = list(dict.fromkeys(curves.masker))
+    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.6), sharey=True, squeeze=False, layout="constrained")
+    lines = {"area": "area of the mask", "kept": "p(true): mask kept", "removed": "p(true): mask removed", "whole": "p(true): whole image"}
+    for axis, name in zip(axes[0], names, strict=True):
+        rows = curves[(curves.masker == name) & (curves.phase == "masks")]
+        for i, (column, label) in enumerate(lines.items()):
+            axis.plot(rows.images / 1000, rows[column], color=PALETTE[i], ls=["-", "-", "-", ":"][i], marker=MARKERS[i], ms=4, label=label)
+        axis.set(title=name, xlabel="thousand images seen", ylim=(0, 1))
+    axes[0, 0].set_ylabel("on held-out images")
+    axes[0, -1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def randomisation(result: xr.Dataset) -> Figure:
+    """Similarity of maps before and after layers are randomised: a row a mode, a panel a measure, one line a method (mean of images)."""
+    titles = {"spearman": "Spearman", "spearman_absolute": "Spearman, absolute", "ssim": "SSIM", "hog": "HOG"}
+    modes = result["mode"].values
+    figure, axes = plt.subplots(len(modes), len(titles), figsize=(13, 3.2 * len(modes)), sharey=True, squeeze=False, layout="constrained")
+    for row, mode in zip(axes, modes, strict=True):
+        for axis, (measure, title) in zip(row, titles.items(), strict=True):
+            values = result[measure].sel({"mode": mode}).mean("image")
+            for i, method in enumerate(result.method.values):
+                axis.plot(values.sel({"method": method}), color=PALETTE[i], marker=MARKERS[i], label=method)
+            axis.axhline(0, color="0.6", lw=1, ls=":")
+            axis.set(title=f"{title}, {mode}", ylim=(-0.4, 1.05))
+            axis.set_xticks(range(values.sizes["stage"]), result.stage.values, rotation=45, ha="right", fontsize=9)
+        row[0].set_ylabel("similarity to the trained net's map")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    return figure
+
+
+def randomised_maps(result: xr.Dataset, mode: str = "cascading") -> Figure:
+    """The maps of one image: the trained net's on the left, then with ever more stages randomised; a row a method."""
+    stages, methods = result.stage.values, result.method.values
+    size = (1.6 * (len(stages) + 1), 1.75 * len(methods))
+    figure, axes = plt.subplots(len(methods), len(stages) + 1, figsize=size, squeeze=False, layout="constrained")
+    for row, method in zip(axes, methods, strict=True):
+        heat(row[0], result.pixels.values, result.original.sel({"method": method}).values)
+        row[0].set_ylabel(method, fontsize=10)
+        for axis, stage in zip(row[1:], stages, strict=True):
+            heat(axis, result.pixels.values, result.heatmap.sel({"method": method, "stage": stage, "mode": mode}).values)
+    for axis, title in zip(axes[0], ["trained", *(f"to {stage}" for stage in stages)], strict=True):
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def protocol_distances(summary: pd.DataFrame) -> Figure:
+    """How far every protocol's worst cases are from the paper's columns: darker is closer, boxed is compatible.
+
+    A panel a metric; rows are what maps are learned with, columns what they are scored with.
+    """
+    rows = [(softmax, loss) for softmax in ("all", "labels") for loss in ("nll", "released")]
+    columns = [(thresholds, rule) for thresholds in ("paper", "released") for rule in ("mean", "trapezoid")]
+    table = summary.set_index(["softmax", "loss", "thresholds", "rule"])
+    titles = {"distance_completeness": "completeness", "distance_soundness": "soundness", "distance": "both"}
+    figure, axes = plt.subplots(1, len(titles), figsize=(12.5, 3.6), sharey=True, layout="constrained")
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        values = np.array([[table.loc[(*row, *column), name] for column in columns] for row in rows])
+        axis.imshow(values, cmap="viridis", vmin=0, vmax=0.6, aspect="auto")
+        for y, x in np.ndindex(values.shape):
+            compatible = table.loc[(*rows[y], *columns[x]), "verdict"] == "compatible"
+            frame = {"boxstyle": "square,pad=0.35", "fc": "none", "ec": "white", "lw": 1.5} if compatible and name == "distance" else None
+            axis.text(x, y, f"{values[y, x]:.2f}", ha="center", va="center", color="white" if values[y, x] < 0.4 else "black", bbox=frame)
+        axis.set_xticks(range(len(columns)), [f"{thresholds}\n{rule}" for thresholds, rule in columns], fontsize=9)
+        axis.set_yticks(range(len(rows)), [f"softmax: {softmax}\nloss: {loss}" for softmax, loss in rows], fontsize=9)
+        axis.set(title=f"distance, {title}")
+        axis.tick_params(length=0)
+    axes[1].set_xlabel("thresholds and AUC rule")
+    return figure
 
 
 def two_labels(result: xr.Dataset) -> Figure:

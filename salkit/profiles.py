@@ -193,6 +193,12 @@ def our_methods(study: Study, protocol: Protocol, **settings: object) -> dict[st
     }
 
 
+PAPER_ROWS = (
+    *("Gradient x Input", "iGOS++", "Dabkowski and Gal", "Fong and Vedaldi", "Phang et al."),
+    *("Ours", "Ours (s=1)", "Ours (TV=0.001)", "Ours (gray)", "Random", "Centered Gaussian"),
+)
+"""The eleven rows of the paper's Table 1."""
+
 CHEAP_ROWS = ("Gradient x Input", "Dabkowski and Gal", "Phang et al.", "Random", "Centered Gaussian")
 """Rows of Table 1 whose maps do not depend on the protocol's loss."""
 

@@ -114,6 +114,39 @@ def requirements(grid: Grid, method: str = "Ours", level: float = 0.84) -> pd.Da
     return pd.DataFrame(rows, columns=columns)
 
 
+def conclusion(summary: pd.DataFrame, needs: pd.DataFrame) -> str:
+    """What the grid says, in words made from its numbers (`cell_summary` and `requirements`)."""
+
+    def name(row: pd.Series) -> str:
+        return f"softmax over {row.softmax}, loss {row.loss}, {row.thresholds} thresholds, {row['rule']} rule"
+
+    def away(row: pd.Series) -> str:
+        return f"{row.distance:.2f} [{row.low:.2f}, {row.high:.2f}] away on average, {row.excluded} of {row.compared} numbers excluded"
+
+    text = summary.set_index(CELL).loc[("all", "nll", "paper", "mean")]
+    compatible = summary[summary.verdict == "compatible"]
+    lines = [
+        f"Sample size: {text.n} images; an interval holds little more than what these show.",
+        f"Closest cell: {name(summary.iloc[0])}: {away(summary.iloc[0])}.",
+        f"The text's cell: {away(text)}.",
+        f"Compatible cells (no number excluded): {len(compatible)} of {len(summary)}.",
+        *(f"  - {name(row)}" for _, row in compatible.iterrows()),
+    ]
+    for thresholds in THRESHOLDS:
+        apart, need = summary[summary.thresholds == thresholds], needs[needs.thresholds == thresholds]
+        lines += [
+            f"With the {thresholds} thresholds soundness is {_range(apart.distance_soundness)} away, completeness "
+            f"{_range(apart.distance_completeness)}.",
+            f"  Soundness of 0.84 allows no false label a g beyond {need.g_allowed.iloc[0]:.4f}. The largest false g of Ours (median over "
+            f"images) is {_range(need.g_false, '.3f')}; it stays within on {_range(need.images_below, '.0%')} of the images.",
+        ]
+    return "\n".join(lines)
+
+
+def _range(values: pd.Series, form: str = ".2f") -> str:
+    return f"{values.min():{form}} to {values.max():{form}}"
+
+
 def label_free_bound(soundness_column: float, n_labels: int = 10, thresholds: str = "paper") -> float:
     """How certain the net must be, gray images included, for a label-free map to reach a soundness under a softmax over the label list.
 

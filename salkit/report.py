@@ -52,7 +52,7 @@ def write_index(output: Path, profile: str, finished: Sequence[tuple[str, float,
     return page
 
 
-MAIN_TABLES = ("table1", "table1_claims", "table2", "table2_claims")
+MAIN_TABLES = ("table1", "table1_claims", "table2", "table2_claims", "protocol_cells")
 """Shown open; the others are a click away."""
 
 CAPTIONS = {
@@ -61,6 +61,12 @@ CAPTIONS = {
     "figure3_curves": "Figure 3. TV lowers the curve of the second-best label much more than that of the best.",
     "figure4_left": "Figure 4, left. Upper right is best; hollow symbols are the paper's values.",
     "figure4_right": "Figure 4, right. Methods with one map for all labels make little effort for labels other than the prediction.",
+    "figure4_label_dependence": "Soundness against label dependence. What ignores the label (right) is sound for free.",
+    "masker_learning_curves": "Maskers in training: good masks are small, keep the true label's probability and take it away when removed.",
+    "masker_shipped_curves": "The same for the maskers that are shipped, on 80 held-out images.",
+    "sanity_similarity": "Layer randomisation: a map that explains the net loses its likeness as the net forgets.",
+    "sanity_maps": "The maps of one image as ever more stages, from the output on, are randomised.",
+    "protocol_distances": "Mean distance of each protocol's worst cases from the paper's columns; boxed, no number is excluded.",
     "gallery_labels": "The map of every label of one image; the net's label in bold. A sound method has little to show for the others.",
     "table2_sweep": "Table 2 as a picture: completeness falls and soundness rises with TV. Note the logarithmic axis.",
     "theory_success": "Theorem 5.1. Completeness does not depend on d, soundness needs longer intervals as d grows; dashed, the theorem.",

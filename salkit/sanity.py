@@ -113,7 +113,8 @@ def layer_randomisation(
         show_progress: a bar over the nets.
 
     Returns:
-        Variables `spearman`, `spearman_absolute`, `ssim`, `hog` with dims `(mode, stage, method, image)`; see `similarity`.
+        Variables `spearman`, `spearman_absolute`, `ssim`, `hog` with dims `(mode, stage, method, image)`, see `similarity`; and for the
+        first image `heatmap (mode, stage, method, y, x)`, `original (method, y, x)` and `pixels (y, x, channel)`.
 
     Raises:
         ValueError: unknown modules, modes or `explain`.
@@ -136,6 +137,7 @@ def layer_randomisation(
     original = maps(classifier, prediction)
     shape = (len(modes), len(names), len(methods), len(images))
     found = {name: np.empty(shape, np.float32) for name in SIMILARITIES}
+    shown = np.empty((*shape[:3], *inputs.shape[-2:]), np.float32)
     for at in progress_bar(list(np.ndindex(*shape[:2])), show_progress, desc="randomised nets"):
         mode, last = modes[at[0]], at[1]
         which = names[: last + 1] if mode == "cascading" else names[last : last + 1]
@@ -144,12 +146,16 @@ def layer_randomisation(
         with torch.no_grad():
             target = prediction if explain == "original" else changed(inputs).argmax(1)
         for m, (name, heatmaps) in enumerate(maps(changed, target).items()):
+            shown[(*at, m)] = heatmaps[0]
             for i, pair in enumerate(zip(original[name], heatmaps, strict=True)):
                 for measure, value in similarity(*pair).items():
                     found[measure][(*at, m, i)] = value
     dims = ("mode", "stage", "method", "image")
     coords = {"mode": list(modes), "stage": names, "method": list(methods), "image": list(images.ids)}
-    return xr.Dataset({name: (dims, values) for name, values in found.items()}, coords)
+    result = xr.Dataset({name: (dims, values) for name, values in found.items()}, coords)
+    result["heatmap"] = ((*dims[:3], "y", "x"), shown)
+    result["original"] = (("method", "y", "x"), np.stack([heatmaps[0] for heatmaps in original.values()]))
+    return result.assign(pixels=(("y", "x", "channel"), images.subset([0]).pixels()[0].numpy()))
 
 
 SIMILARITIES = ("spearman", "spearman_absolute", "ssim", "hog")

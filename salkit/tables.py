@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,8 +120,8 @@ def tidy_table(result: xr.Dataset, paper: pd.DataFrame) -> pd.DataFrame:
 
 def measured(result: xr.Dataset) -> dict[str, xr.DataArray]:
     """The metrics that an evaluation holds, dims method and image each."""
-    optional = {name for name in ("saliency_metric", "label_correlation") if name not in result}
-    return {name: metric(result) for name, metric in METRICS.items() if name not in optional}
+    needs = {"deletion": "deletion_auc", "saliency_metric": "saliency_metric", "label_correlation": "label_correlation"}
+    return {name: metric(result) for name, metric in METRICS.items() if needs.get(name, "insertion_auc") in result}
 
 
 def games_table(result: xr.Dataset) -> pd.DataFrame:
@@ -159,6 +159,19 @@ def wide_table(tidy: pd.DataFrame) -> pd.DataFrame:
     shown = tidy[tidy.n > 0]
     text = shown.assign(cell=shown.apply(cell, axis=1))
     return text.pivot(index="method", columns="metric", values="cell").loc[tidy.method.unique(), shown.metric.unique()].fillna("")
+
+
+def side_by_side(tidies: Mapping[str, pd.DataFrame], metrics: Sequence[str]) -> pd.DataFrame:
+    """For reading: the paper's value and that of several tidy tables (name -> table) with intervals, for the paper's methods."""
+    columns = {}
+    for metric in metrics:
+        for name, tidy in tidies.items():
+            rows = tidy[(tidy.metric == metric) & tidy.paper.notna()].set_index("method")
+            columns[metric, "paper"] = rows.paper.map("{:.2f}".format)
+            columns[metric, name] = pd.Series([str(Interval(r.ours, r.low, r.high, r.n)) for r in rows.itertuples()], rows.index)
+    return pd.DataFrame(columns).loc[
+        list(dict.fromkeys(m for tidy in tidies.values() for m in tidy.method if m in columns[metrics[0], "paper"]))
+    ]
 
 
 def wide_claims(claims: pd.DataFrame) -> pd.DataFrame:

@@ -2,12 +2,15 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy import stats
 
 from salkit.curves import auc, deletion_curve, insertion_curve
 from salkit.data import load_images
 from salkit.evaluation import evaluate
+from salkit.masking import rise_blur
 from salkit.methods import get_method, same_map_for_all_labels
 from salkit.models import Classifier
+from salkit.saliency_metric import choose_alpha, saliency_metric
 from salkit.scores import PROTOCOLS, Protocol, completeness, soundness
 
 METHODS = {
@@ -154,3 +157,116 @@ def test_wrong_arguments_are_named(reference_classifier, reference, change, erro
     arguments = {"classifier": reference_classifier, "images": reference["images"], "methods": ["random"]} | change
     with pytest.raises(error, match=message):
         evaluate(**arguments, n_steps=2, show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def full(reference_classifier, reference):
+    """Two images scored with everything on; the other two are held out."""
+    images = reference["images"]
+    return evaluate(reference_classifier, images[:2], METHODS, n_steps=8, blur_games=True, held_out=images[2:], show_progress=False)
+
+
+def test_games_against_the_curves_of_the_predicted_label(full, reference_classifier, reference):
+    inputs, prediction = reference["images"][:2], reference["target_best"][:2].long()
+    assert full.games.dims == ("method", "image", "game", "infill", "rule")
+    assert full.game.values.tolist() == ["insertion", "deletion"]
+    infills = {"gray": 0.0, "blur": rise_blur(inputs)}
+    for name, method in METHODS.items():
+        heatmaps = method.attribute(reference_classifier, inputs, prediction)
+        for game, play in (("insertion", insertion_curve), ("deletion", deletion_curve)):
+            for infill, baseline in infills.items():
+                curve = play(reference_classifier, inputs, prediction, heatmaps, baseline=baseline, n_steps=8)
+                for rule in ("mean", "trapezoid"):
+                    ours = full.games.sel({"method": name, "game": game, "infill": infill, "rule": rule})
+                    # Passes of another size round differently.
+                    np.testing.assert_allclose(ours, auc(curve, rule, game=game), atol=1e-5)
+    flat = full.games.sel({"method": "gaussian"}).values.reshape(2, -1)
+    assert all(len(set(areas.round(4).tolist())) == 8 for areas in flat), "games that are alike would hide a mix-up"
+    at = {"label": full.prediction}
+    gray = full.games.sel({"infill": "gray", "rule": "mean"})
+    np.testing.assert_allclose(gray.sel({"game": "insertion"}), full.insertion_auc.isel(at), atol=1e-6)
+    np.testing.assert_allclose(gray.sel({"game": "deletion"}), full.deletion_auc.isel(at), atol=1e-6)
+
+
+def test_games_take_the_predicted_labels_map_also_where_labels_are_chosen(full, reference_classifier, reference):
+    # The prediction comes last among these labels.
+    targets = reference["probs"][:2].topk(3).indices.flip(1)
+    for deletion in ("prediction", "all"):
+        chosen = evaluate(
+            reference_classifier,
+            reference["images"][:2],
+            METHODS,
+            targets=targets,
+            n_steps=8,
+            deletion=deletion,
+            blur_games=True,
+            held_out=reference["images"][2:],
+            show_progress=False,
+        )
+        np.testing.assert_allclose(chosen.games, full.games, atol=1e-5)
+        np.testing.assert_allclose(chosen.saliency_metric, full.saliency_metric, atol=1e-4)
+
+
+def test_games_that_were_not_played_are_missing(reference_classifier, reference):
+    arguments = {"n_steps": 4, "deletion": "none", "show_progress": False}
+    gray = evaluate(reference_classifier, reference["images"], ["centered_gaussian"], **arguments)
+    assert gray.infill.values.tolist() == ["gray"]
+    assert gray.games.sel({"game": "deletion"}).isnull().all()
+    assert gray.games.sel({"game": "insertion"}).notnull().all()
+    # The blur games are asked for by themselves.
+    blur = evaluate(reference_classifier, reference["images"], ["centered_gaussian"], blur_games=True, **arguments)
+    assert blur.games.sel({"game": "deletion", "infill": "gray"}).isnull().all()
+    assert blur.games.sel({"infill": "blur"}).notnull().all()
+
+
+def test_held_out_images_choose_the_threshold_of_the_saliency_metric(full, reference_classifier, reference):
+    images, prediction = reference["images"], reference["target_best"].long()
+    assert full.saliency_metric.dims == ("method", "image", "box")
+    assert full.box.values.tolist() == ["threshold", "largest_component"]
+    assert full.alpha.dims == ("method",)
+    for name, method in METHODS.items():
+        heatmaps = method.attribute(reference_classifier, images, prediction)
+        alpha = choose_alpha(reference_classifier, images[2:], prediction[2:], heatmaps[2:])
+        assert full.alpha.sel({"method": name}).item() == pytest.approx(alpha, abs=1e-6)
+        for box in ("threshold", "largest_component"):
+            metric = saliency_metric(reference_classifier, images[:2], prediction[:2], heatmaps[:2], alpha, rule=box)
+            # Gradients of passes of another size round differently, and the metric is a logarithm.
+            np.testing.assert_allclose(full.saliency_metric.sel({"method": name, "box": box}), metric, atol=1e-4)
+
+
+def test_without_held_out_images_there_is_no_saliency_metric(scores):
+    assert not {"saliency_metric", "alpha"} & set(scores.data_vars)
+
+
+def test_label_correlation_of_methods_that_ignore_the_label_is_one(scores, reference_classifier, reference):
+    assert scores.label_correlation.dims == ("method", "image")
+    assert (scores.label_correlation.sel({"method": ["same", "gaussian"]}) == 1).all()
+    # Of those that do not, by rank correlations of the maps; gradients x pixels have no ties but exact zeros.
+    pairs = [(a, b) for a in range(10) for b in range(a)]
+    for i in range(4):
+        maps = scores.heatmap.sel({"method": "gradient"}).isel(image=i).values.reshape(10, -1)
+        expected = np.mean([stats.spearmanr(maps[a], maps[b]).statistic for a, b in pairs])
+        assert scores.label_correlation.sel({"method": "gradient"}).values[i] == pytest.approx(expected, abs=1e-4)
+    assert (scores.label_correlation.sel({"method": "gradient"}) < 0.9).all()
+    # A method that hides it is found out.
+    hidden = evaluate(reference_classifier, reference["images"], {"m": AsIfItDepended(METHODS["same"])}, n_steps=1, show_progress=False)
+    np.testing.assert_allclose(hidden.label_correlation, 1, atol=1e-6)
+
+
+def test_batches_change_no_game_and_no_saliency_metric(full, reference_classifier, reference):
+    images = reference["images"]
+    again = evaluate(
+        reference_classifier,
+        images[:2],
+        METHODS,
+        n_steps=8,
+        blur_games=True,
+        held_out=images[2:],
+        images_per_batch=1,
+        show_progress=False,
+    )
+    assert set(again) == set(full)
+    for name in ("games", "alpha", "label_correlation", "tie_share"):
+        np.testing.assert_allclose(again[name], full[name], atol=1e-5)
+    # A logarithm of probabilities that agree to 1e-5.
+    np.testing.assert_allclose(again.saliency_metric, full.saliency_metric, atol=1e-4)

@@ -5,10 +5,10 @@ import torch
 import xarray as xr
 
 from salkit import costs, experiment, profiles
-from salkit.experiment import cached, fingerprint
 from salkit.methods import LearnedMask
 from salkit.profiles import PROFILES, get_profile
 from salkit.scores import PROTOCOLS
+from salkit.store import cached, fingerprint
 
 
 def test_profiles_change_sizes_and_the_paper_has_the_papers():
@@ -96,11 +96,18 @@ def test_plan_scales_with_the_profile(monkeypatch):
     monkeypatch.setattr(costs, "_seconds_per_pass", lambda study, device: (0.001, 0.002))
     plan = {cost.notebook: cost for cost in costs.plan("paper", "cpu")}
     table1 = plan["03_imagenette_table1"]
-    # 10,000 pairs: three settings of 20,000 passes, gray's 2,000, Gradient x Input's one; cheating learns an image's map once.
-    assert table1.forward_backward == 10_000 * (3 * 20_000 + 2_000 + 1) + 1_000 * 20_000
+    # A map of a pair: ours 20,000 three times and 2,000 with gray; iGOS++ 1,200, Fong and Vedaldi 300, SmoothGrad and integrated
+    # gradients 50 each, LRP 2, Gradient x Input and Grad-CAM 1. Cheating learns an image's map once.
+    each, once = 3 * 20_000 + 2_000 + 1_200 + 300 + 2 * 50 + 2 + 1 + 1, 20_000
+    held_out = 200 * (each + once)
+    assert table1.forward_backward == 10_000 * each + 1_000 * once + held_out
     # Best effort: 1000 images with two labels each; Figure 2: two settings twice and one map for both; the gallery: ten.
-    own_labels, figure2, gallery = 1_000 * (2 * (3 * 20_000 + 2_000 + 1) + 20_000), 5 * 20_000, 10 * 20_000
+    own_labels, figure2, gallery = 1_000 * (2 * each + once), 5 * 20_000, 10 * 20_000
     assert plan["04_figures"].forward_backward == own_labels + figure2 + gallery
+    # The grid: our four settings for three more pairs of scope and loss, and Gradient x Input once more.
+    assert plan["06_which_protocol"].forward_backward == 10_000 * (3 * (3 * 20_000 + 2_000) + 1)
+    # Two passes with gradient for each image that a masker learns masks on.
+    assert plan["00_train_maskers"].forward_backward == pytest.approx(2 * (192_000 + 2 * 12 * 9_469), rel=0.001)
     assert plan["01_theory_toy_model"].forward == 0
     assert table1.hours == pytest.approx((table1.forward * 0.001 + table1.forward_backward * 0.002) / 3600)
 

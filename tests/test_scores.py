@@ -6,8 +6,9 @@ import torch
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from salkit.scores import PROTOCOLS, best_effort, completeness, soundness, worst_case, worst_per_image
+from salkit.scores import PROTOCOLS, best_effort, completeness, label_correlation, soundness, worst_case, worst_per_image
 
 unit = st.floats(0, 1, width=32)
 eps = st.sampled_from([0.0, 0.001, 0.01, 0.1])
@@ -99,6 +100,32 @@ def test_best_effort_by_hand():
     # The third image has no second label with probability 0.01 or more.
     assert effort.values[:2].tolist() == [0.6, 0.3]
     assert math.isnan(effort.values[2])
+
+
+def test_label_correlation_is_the_mean_spearman_over_pairs_of_labels():
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(4, 1, 7, 9))
+    # From unrelated maps to nearly equal ones; normal draws have no ties.
+    heatmaps = rng.normal(size=(4, 5, 7, 9)) + np.array([0, 0.5, 2, 20])[:, None, None, None] * shared
+    pairs = [(a, b) for a in range(5) for b in range(a)]
+    expected = [np.mean([stats.spearmanr(maps[a].ravel(), maps[b].ravel()).statistic for a, b in pairs]) for maps in heatmaps]
+    # Float32 result.
+    np.testing.assert_allclose(label_correlation(torch.from_numpy(heatmaps)), expected, atol=1e-6)
+    assert abs(expected[0]) < 0.1
+    assert expected[3] > 0.9
+
+
+def test_label_correlation_of_equal_contrary_and_single_maps():
+    # Without ties, so that the negative map has exactly the reversed ranks.
+    heatmap = torch.from_numpy(np.random.default_rng(1).permutation(48).reshape(1, 6, 8) / 64.0)
+    assert label_correlation(torch.stack([heatmap, heatmap], 1)).tolist() == pytest.approx([1.0])
+    assert label_correlation(torch.stack([heatmap, heatmap.exp(), 3 * heatmap - 7], 1)).tolist() == pytest.approx([1.0])
+    assert label_correlation(torch.stack([heatmap, -heatmap], 1)).tolist() == pytest.approx([-1.0])
+    assert label_correlation(heatmap[:, None]).tolist() == [1.0]
+    # Two equal maps and their negative: the pairs have 1, -1 and -1.
+    assert label_correlation(torch.stack([heatmap, heatmap, -heatmap], 1)).tolist() == pytest.approx([-1 / 3])
+    # Ties are broken alike in all maps, so that constant maps are the same map.
+    assert label_correlation(torch.zeros(2, 3, 6, 8)).tolist() == pytest.approx([1.0, 1.0])
 
 
 @pytest.mark.parametrize("score", [completeness, soundness])

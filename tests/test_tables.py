@@ -100,3 +100,60 @@ def test_headline_numbers_leave_out_what_was_not_measured(result):
     assert 0.05 < numbers["Ours/soundness"][1] < 0.2
     assert numbers["Random/soundness"] == (pytest.approx(0.5), 0.005)
     assert "Ours/saliency_metric" not in numbers
+
+
+@pytest.fixture
+def more(result):
+    """The same with the saliency metric, label correlation and both games."""
+    shape = (2, 4, 2, 2, 2)
+    games = np.arange(np.prod(shape), dtype=float).reshape(shape) / 64
+    games[1, :, 1] = np.nan
+    metric = np.stack([np.tile([-0.9, -0.5], (4, 1)), np.tile([0.1, 0.3], (4, 1))])
+    metric[0, :, 0] = [-1.2, -0.8, -1.0, -0.6]
+    added = {
+        "games": (("method", "image", "game", "infill", "rule"), games),
+        "saliency_metric": (("method", "image", "box"), metric),
+        "label_correlation": (("method", "image"), np.array([[0.1, 0.2, 0.3, 0.4], [1.0] * 4])),
+        "alpha": ("method", [0.25, 0.5]),
+    }
+    coords = {
+        "game": ["insertion", "deletion"],
+        "infill": ["gray", "blur"],
+        "rule": ["mean", "trapezoid"],
+        "box": ["threshold", "largest_component"],
+    }
+    return result.assign(added).assign_coords(coords)
+
+
+def test_only_what_an_evaluation_holds_is_measured(result, more):
+    always = {"deletion", "insertion", "completeness", "soundness", "best_effort"}
+    assert set(tables.measured(result)) == always
+    assert set(tables.measured(more)) == always | {"saliency_metric", "label_correlation"}
+    assert set(tables.measured(more.drop_vars("saliency_metric"))) == always | {"label_correlation"}
+    for name, values in tables.measured(more).items():
+        assert set(values.dims) == {"method", "image"}, name
+
+
+def test_the_saliency_metric_of_the_table_is_that_of_its_definition(more):
+    table = tables.tidy_table(more, tables.paper_values("table1")).set_index(["method", "metric"])
+    # Boxes around all salient pixels, not the largest region's, which would be -0.5.
+    assert table.loc[("Ours", "saliency_metric"), "ours"] == pytest.approx(-0.9)
+    assert table.loc[("Ours", "saliency_metric"), ["paper", "n", "verdict"]].tolist() == [-0.90, 4, "compatible"]
+    assert -1.2 <= table.loc[("Ours", "saliency_metric"), "low"] < -0.9 < table.loc[("Ours", "saliency_metric"), "high"] <= -0.6
+    assert table.loc[("Random", "saliency_metric"), ["ours", "verdict"]].tolist() == [pytest.approx(0.1), "not reproduced"]
+    assert table.loc[("Ours", "label_correlation"), "ours"] == pytest.approx(0.25)
+    # A metric of the kit's own: the paper has no number.
+    assert table.loc[("Ours", "label_correlation"), "verdict"] == ""
+    assert table.loc["Ours"].index.tolist() == tables.ORDER
+
+
+def test_games_table_by_hand(more):
+    table = tables.games_table(more)
+    assert list(table.columns) == ["method", "game", "infill", "rule", "area"]
+    assert len(table) == 2 * 2 * 2 * 2
+    rows = table.set_index(["method", "game", "infill", "rule"]).area
+    # Images are 8 numbers apart: the mean of four is 12 above the first, whose place is 4 game + 2 infill + rule.
+    assert rows["Ours", "insertion", "gray", "mean"] == pytest.approx(12 / 64)
+    assert rows["Ours", "deletion", "blur", "trapezoid"] == pytest.approx((4 + 2 + 1 + 12) / 64)
+    assert rows["Ours", "deletion", "gray", "trapezoid"] == pytest.approx((4 + 1 + 12) / 64)
+    assert rows["Random", "insertion", "blur", "mean"] == pytest.approx((32 + 2 + 12) / 64)

@@ -65,7 +65,7 @@ class DabkowskiGalNet(Masker):
         widths: channels of the decoder's outputs, fine to coarse; the source's are 64, 128, 256.
 
     Raises:
-        ValueError: lengths that do not fit, or fewer than two taps.
+        ValueError: lengths that do not fit, or fewer than two taps or classes.
     """
 
     kind = "dabkowski_gal"
@@ -77,6 +77,8 @@ class DabkowskiGalNet(Masker):
         if len(taps) < 2 or len(channels) != len(taps) or len(widths) < len(taps) - 1:
             raise ValueError(f"taps: expected two or more, a channel count each and widths for the skips, got {taps}, {channels}, {widths}")
         n_classes = classes if isinstance(classes, int) else len(classes)
+        if n_classes < 2:
+            raise ValueError(f"classes: expected at least two, since training takes false ones, got {classes}")
         used = list(widths)[: len(taps) - 1]
         self.settings = {"taps": list(taps), "channels": list(channels), "widths": used}
         self.settings["classes"] = classes if isinstance(classes, int) else list(classes)
@@ -93,8 +95,7 @@ class DabkowskiGalNet(Masker):
 
     def masks(self, classifier: Classifier, inputs: Tensor, classes: Tensor, confidence: float = 0.0) -> Tensor:
         """Masks `(N, 1, H, W)` of class indices `(N,)`; the confidence is 0 in training."""
-        with torch.no_grad():
-            _, features = classifier.features(inputs, self.taps)
+        _, features = self.features(classifier, inputs)
         gate = torch.sigmoid(self.activation(features[-1], self.row(classes.tolist(), inputs.device)) - confidence)
         hidden = features[-1] * gate[:, None]
         skips = [norm(skip) for norm, skip in zip(self.norms, features[:-1], strict=True)]

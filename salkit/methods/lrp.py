@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -102,24 +103,28 @@ def canonical(net: nn.Module) -> fx.GraphModule:
         raise TypeError(f"classifier: expected a net that torch.fx can trace, got {type(net).__name__} ({error})") from error
     traced = fx.GraphModule(tracer.root, graph)
     modules = dict(traced.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in list(graph.nodes):
         before = node.args[0] if node.args else None
         is_norm = node.op == "call_module" and isinstance(modules[node.target], nn.BatchNorm2d)
         if is_norm and isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
             conv = modules[str(before.target)]
-            if isinstance(conv, nn.Conv2d):
+            # A convolution that runs more than once has one weight for all its norms: it stays as it is.
+            if isinstance(conv, nn.Conv2d) and calls[before.target] == 1:
                 traced.set_submodule(str(before.target), fuse_conv_bn_eval(conv, modules[node.target]))
                 node.replace_all_uses_with(before)
                 graph.erase_node(node)
         elif node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add):
-            if all(isinstance(a, fx.Node) for a in node.args[:2]):
+            if not node.kwargs and all(isinstance(a, fx.Node) for a in node.args[:2]):
                 name = f"sum_{node.name}"
                 traced.add_submodule(name, Sum())
                 with graph.inserting_before(node):
-                    stacked = graph.call_function(torch.stack, (list(node.args[:2]),), {"dim": -1})
+                    alike = graph.call_function(torch.broadcast_tensors, node.args[:2])
+                    stacked = graph.call_function(torch.stack, (alike,), {"dim": -1})
                     summed = graph.call_module(name, (stacked,))
                 node.replace_all_uses_with(summed)
                 graph.erase_node(node)
+    traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
 

@@ -45,12 +45,26 @@ class Masker(nn.Module):
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
-        Masker.KINDS[cls.kind] = cls
+        if "kind" in cls.__dict__:
+            Masker.KINDS[cls.kind] = cls
 
     @property
     def taps(self) -> tuple[str, ...]:
         """Names of the classifier's modules whose outputs are read, fine to coarse."""
         return tuple(self.settings["taps"])
+
+    @torch.no_grad()
+    def features(self, classifier: Classifier, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The classifier's logits and its features at the taps.
+
+        Raises:
+            ValueError: a classifier without these taps, or with other numbers of channels there.
+        """
+        logits, features = classifier.features(inputs, self.taps)
+        channels = [f.shape[1] for f in features]
+        if channels != self.settings["channels"]:
+            raise ValueError(f"masker: expected a classifier with {self.settings['channels']} channels at {self.taps}, got {channels}")
+        return logits, features
 
     def row(self, classes: Sequence[int], device: torch.device) -> Tensor:
         """Where class indices of the classifier stand among the masker's classes.
@@ -96,9 +110,8 @@ class MaskerMethod:
         masker: name of a shipped checkpoint, path of one, or a `Masker`.
         internal_batch_size: pairs a forward pass.
 
-    Raises:
-        FileNotFoundError: no such checkpoint.
-        ValueError: a checkpoint of another architecture, or one for another classifier.
+    `attribute` raises FileNotFoundError where there is no such checkpoint, and ValueError for one of another architecture or for another
+    classifier.
     """
 
     masker: str | Path | Masker

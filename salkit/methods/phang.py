@@ -102,8 +102,9 @@ class PhangNet(Masker):
 
     def masks(self, classifier: Classifier, inputs: Tensor, classes: Tensor) -> Tensor:
         """Masks `(N, 1, H, W)`, constant on squares of 4 x 4 pixels."""
-        with torch.no_grad():
-            _, features = classifier.features(inputs, self.taps)
+        _, features = self.features(classifier, inputs)
+        if self.code is not None:
+            self.row(classes.tolist(), inputs.device)  # refuses classes it does not know
         return self._decode(classifier, features, inputs, classes)
 
     def _decode(self, classifier: Classifier, features: Sequence[Tensor], inputs: Tensor, classes: Tensor) -> Tensor:
@@ -140,8 +141,7 @@ class PhangNet(Masker):
         means over the batch, H the entropy. The area is penalised only where the mask already works.
         """
         del phase, generator
-        with torch.no_grad():
-            whole, features = classifier.features(inputs, self.taps)
+        whole, features = self.features(classifier, inputs)
         masks = self._decode(classifier, features, inputs, labels)
         inside, outside = classifier.logits(torch.cat([inputs * masks, inputs * (1 - masks)])).split(len(inputs))
         known, found, lost = whole.argmax(1) == labels, inside.argmax(1) == labels, outside.argmax(1) != labels

@@ -1,0 +1,290 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from salkit.models import Classifier
+from salkit.saliency_metric import ALPHAS, boxes, choose_alpha, crop, saliency_metric
+
+STAIRS = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.5, 0.0], [0.0, 0.25, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+
+
+def box_by_loops(heatmap, alpha):
+    """The definition, pixel by pixel; the map is compared in its own precision, as the threshold is met exactly."""
+    low, high = heatmap.min(), heatmap.max()
+    salient = [
+        (y, x)
+        for y in range(heatmap.shape[0])
+        for x in range(heatmap.shape[1])
+        if low == high or heatmap[y, x] - low >= np.float32(alpha) * (high - low)
+    ]
+    ys, xs = [y for y, _ in salient], [x for _, x in salient]
+    return min(ys), max(ys) + 1, min(xs), max(xs) + 1
+
+
+def metric_by_loops(classifier, image, label, box):
+    """The definition for one pair and box: the crop is cut out, and resized alone."""
+    top, bottom, left, right = box
+    alone = F.interpolate(image[None, :, top:bottom, left:right], image.shape[1:], mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        p = classifier(alone)[0, label].exp().item()
+    area = (bottom - top) * (right - left) / (image.shape[1] * image.shape[2])
+    return math.log(max(area, 0.05)) - math.log(max(p, 1e-8))
+
+
+def drawn_pairs(n, side, seed=0):
+    """Images with structure, labels, and maps of which some are smooth (boxes of all sizes), some spiky, one constant."""
+    rng = np.random.default_rng(seed)
+    inputs = torch.from_numpy(rng.normal(size=(n, 3, side, side)).cumsum(2).cumsum(3).astype(np.float32) / side)
+    heatmaps = torch.from_numpy(rng.random((n, side, side)).astype(np.float32))
+    yy, xx = np.mgrid[:side, :side]
+    for i in range(0, n, 2):
+        y, x = rng.integers(side, size=2)
+        heatmaps[i] = torch.from_numpy(np.exp(-((yy - y) ** 2 + (xx - x) ** 2) / rng.uniform(2, side))).float()
+    heatmaps[-1] = 0.3
+    return inputs, torch.from_numpy(rng.integers(0, 3, n)), heatmaps
+
+
+class Counting(nn.Module):
+    """Channel means, and how many images and which batch sizes it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def forward(self, inputs):
+        self.sizes.append(len(inputs))
+        return inputs.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "box"),
+    [
+        (0.0, [0, 4, 0, 4]),  # every pixel is at or above the lowest
+        (0.05, [1, 3, 1, 3]),
+        (0.25, [1, 3, 1, 3]),  # at the threshold counts
+        (0.3, [1, 2, 1, 3]),
+        (0.5, [1, 2, 1, 3]),
+        (0.51, [1, 2, 1, 2]),
+        (1.0, [1, 2, 1, 2]),  # the highest pixel always counts
+    ],
+)
+def test_threshold_boxes_by_hand(alpha, box):
+    assert boxes(STAIRS[None], alpha).tolist() == [box]
+    # The map is scaled to [0, 1] first, so that neither its unit nor its zero matters; powers of two do not round.
+    assert boxes(STAIRS[None] * 8 - 4, alpha).tolist() == [box]
+
+
+def test_boxes_reach_the_corners_and_span_several_blobs():
+    corners = torch.zeros(2, 5, 7)
+    corners[0, 4, 6] = 1.0
+    corners[1, 0, 2] = corners[1, 3, 5] = 1.0
+    assert boxes(corners).tolist() == [[4, 5, 6, 7], [0, 4, 2, 6]]
+
+
+@pytest.mark.parametrize("value", [-2.0, 0.0, 0.7])
+def test_a_constant_map_points_at_the_whole_image(value):
+    flat = torch.full((1, 5, 7), value)
+    for alpha in (0.0, 0.5, 1.0):
+        assert boxes(flat, alpha).tolist() == [[0, 5, 0, 7]]
+    assert boxes(flat, rule="largest_component").tolist() == [[0, 5, 0, 7]]
+
+
+def test_largest_component_of_the_pixels_above_the_mean():
+    heatmap = torch.zeros(6, 8)
+    heatmap[0, 0] = 1.0
+    heatmap[3:5, 4:7] = 0.5
+    heatmap[5, 3] = 0.5  # touches the blob at a corner only: another region
+    # The mean is 4.5 / 48; the six pixels of the blob are more than the brightest one, and 0.08 is below the mean.
+    heatmap[2, 4] = 0.08
+    assert boxes(heatmap[None], rule="largest_component").tolist() == [[3, 5, 4, 7]]
+    assert boxes(heatmap[None], 0.5).tolist() == [[0, 6, 0, 7]]
+    # No alpha there.
+    assert boxes(heatmap[None], 0.9, "largest_component").tolist() == [[3, 5, 4, 7]]
+
+
+def test_threshold_boxes_against_loops_over_the_pixels():
+    heatmaps = drawn_pairs(12, 9)[2]
+    heatmaps[3] -= 5.0
+    for alpha in ALPHAS:
+        assert boxes(heatmaps, alpha).tolist() == [list(box_by_loops(m, alpha)) for m in heatmaps.numpy()]
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 13), (32, 32)])
+def test_crops_are_what_interpolate_makes_of_the_piece_alone(height, width):
+    rng = np.random.default_rng(height)
+    n = 40
+    inputs = torch.from_numpy(rng.normal(size=(n, 3, height, width)).astype(np.float32))
+    ends = [np.sort(np.stack([rng.permutation(side + 1)[:2] for _ in range(n)])) for side in (height, width)]
+    box = torch.from_numpy(np.concatenate(ends, 1))
+    box[0] = torch.tensor([0, height, 0, width])
+    for i, (top, left) in enumerate([(0, 0), (height - 1, width - 1), (3, 5), (0, width - 1)], start=1):
+        box[i] = torch.tensor([top, top + 1, left, left + 1])
+    box[5] = torch.tensor([height - 1, height, 0, width])
+    box[6] = torch.tensor([0, height, 2, 3])
+    cut = crop(inputs, box)
+    for image, (top, bottom, left, right), ours in zip(inputs, box.tolist(), cut, strict=True):
+        alone = image[None, :, top:bottom, left:right]
+        expected = F.interpolate(alone, (height, width), mode="bilinear", align_corners=False, antialias=False)[0]
+        # Places are rounded to float32: 1e-6 of a pixel at side 32, times differences between neighbours of up to 8.
+        torch.testing.assert_close(ours, expected, atol=3e-5, rtol=0)
+
+
+def test_a_crop_of_one_pixel_is_that_pixel_and_the_whole_image_stays():
+    inputs = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    cut = crop(inputs, torch.tensor([[5, 6, 7, 8], [0, 16, 0, 16]]))
+    torch.testing.assert_close(cut[0], inputs[0, :, 5:6, 7:8].expand(3, 16, 16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(cut[1], inputs[1], atol=1e-5, rtol=0)
+
+
+def test_the_metric_by_hand(mean_pixel):
+    # A red square of 4 x 4 pixels, a quarter of the image.
+    inputs = torch.zeros(1, 3, 8, 8)
+    inputs[0, 0, 2:6, 2:6] = 2.0
+    heatmaps = (inputs[:, 0] > 0).float()
+    p = math.exp(2) / (math.exp(2) + 2)  # the crop is red all over: channel means 2, 0, 0
+    for label, prob in ((0, p), (1, (1 - p) / 2)):
+        metric = saliency_metric(mean_pixel, inputs, torch.tensor([label]), heatmaps)
+        # Float32 logarithms.
+        assert metric.item() == pytest.approx(math.log(0.25) - math.log(prob), abs=1e-5)
+    # At alpha 0 the whole image counts: area 1, channel means 2 / 4, 0, 0.
+    whole = saliency_metric(mean_pixel, inputs, torch.tensor([0]), heatmaps, 0.0)
+    assert whole.item() == pytest.approx(-math.log(math.exp(0.5) / (math.exp(0.5) + 2)), abs=1e-5)
+    assert whole.dtype == torch.float32
+    assert whole.shape == (1,)
+
+
+def test_areas_below_a_twentieth_count_as_a_twentieth(quadrant):
+    # 1 pixel of 64 is below 0.05, 4 pixels (0.0625) are not. The crop is constant 1, so p = sigmoid(8) for label 0.
+    inputs = torch.zeros(2, 3, 8, 8)
+    inputs[0, :, 4, 4] = inputs[1, :, 4:6, 4:6] = 1.0
+    metric = saliency_metric(quadrant, inputs, torch.tensor([0, 0]), inputs[:, 0])
+    log_p = -math.log1p(math.exp(-8))
+    assert metric.tolist() == pytest.approx([math.log(0.05) - log_p, math.log(4 / 64) - log_p], abs=1e-5)
+
+
+def test_impossible_labels_stay_finite(quadrant):
+    # Label 1 has p = sigmoid(-8 * 100), 0 in float32: the floor of 1e-8 makes it the worst there is, log 1 - log 1e-8.
+    inputs = torch.full((1, 3, 8, 8), 100.0)
+    metric = saliency_metric(quadrant, inputs, torch.tensor([1]), torch.zeros(1, 8, 8))
+    assert metric.item() == pytest.approx(8 * math.log(10), abs=1e-4)
+    # p = 1e-6 is above the floor and counts as it is.
+    shallow = torch.full((1, 3, 8, 8), math.log(1e6) / 8)
+    assert saliency_metric(quadrant, shallow, torch.tensor([1]), torch.zeros(1, 8, 8)).item() == pytest.approx(6 * math.log(10), abs=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.35, 0.8])
+def test_the_metric_against_loops(reference_classifier, reference, alpha):
+    inputs, target = reference["images"], reference["target_best"].long()
+    heatmaps = drawn_pairs(len(inputs), 32)[2]
+    metric = saliency_metric(reference_classifier, inputs, target, heatmaps, alpha)
+    expected = [
+        metric_by_loops(reference_classifier, image, label, box_by_loops(heatmap.numpy(), alpha))
+        for image, label, heatmap in zip(inputs, target.tolist(), heatmaps, strict=True)
+    ]
+    # Crops agree to 3e-5 (above), log-probabilities to a few times that.
+    np.testing.assert_allclose(metric, expected, atol=5e-4)
+
+
+def test_phangs_rule_takes_the_box_of_the_largest_region(mean_pixel):
+    inputs = torch.zeros(1, 3, 8, 8)
+    inputs[0, 1, 2:6, 2:6] = 3.0
+    heatmaps = (inputs[:, 1] > 0).float()
+    heatmaps[0, 0, 0] = 5.0
+    p = math.exp(3) / (math.exp(3) + 2)
+    metric = saliency_metric(mean_pixel, inputs, torch.tensor([1]), heatmaps, rule="largest_component")
+    assert metric.item() == pytest.approx(math.log(0.25) - math.log(p), abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_chosen_threshold_against_loops_over_pairs_and_thresholds(seed):
+    classifier = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    inputs, target, heatmaps = drawn_pairs(6, 12, seed)
+    means = []
+    for alpha in [i * 0.05 for i in range(20)] + [0.99]:
+        total = 0.0
+        for image, label, heatmap in zip(inputs, target.tolist(), heatmaps.numpy(), strict=True):
+            total += metric_by_loops(classifier, image, label, box_by_loops(heatmap, alpha))
+        means.append(total / len(inputs))
+    best = int(np.argmin(means))
+    # The draw separates the best from every other threshold by more than rounding, unless their boxes are the same.
+    assert all(m == means[best] or m > means[best] + 1e-4 for m in means)
+    assert choose_alpha(classifier, inputs, target, heatmaps) == pytest.approx(([i * 0.05 for i in range(20)] + [0.99])[best])
+    assert len(set(means)) > 10, "a grid on which all thresholds are alike would test nothing"
+
+
+def test_of_equal_thresholds_the_lowest_is_chosen(mean_pixel):
+    # A binary map has the whole image as its box at threshold 0 and one and the same box at all others. Here the box is better:
+    inputs = torch.zeros(1, 3, 8, 8)
+    inputs[0, 0, 2:6, 2:6] = 2.0
+    heatmaps = (inputs[:, 0] > 0).float()
+    assert choose_alpha(mean_pixel, inputs, torch.tensor([0]), heatmaps) == 0.05
+    # Red around a green square: the whole image shows label 0 better.
+    inputs = torch.stack([8 * (1 - heatmaps), 8 * heatmaps, 0 * heatmaps], 1)
+    assert choose_alpha(mean_pixel, inputs, torch.tensor([0]), heatmaps) == 0.0
+    # A constant map has one box for all thresholds.
+    assert choose_alpha(mean_pixel, torch.zeros(1, 3, 8, 8), torch.tensor([0]), torch.ones(1, 8, 8)) == 0.0
+
+
+def test_the_thresholds_that_are_tried():
+    assert pytest.approx([0.05 * i for i in range(20)] + [0.99]) == list(ALPHAS)
+
+
+def test_equal_boxes_of_a_pair_are_evaluated_once():
+    classifier = Classifier(Counting())
+    inputs, target, heatmaps = drawn_pairs(5, 12)
+    distinct = sum(len({box_by_loops(heatmap, alpha) for alpha in ALPHAS}) for heatmap in heatmaps.numpy())
+    assert 5 < distinct < 5 * len(ALPHAS), "some boxes are equal, not all"
+    choose_alpha(classifier, inputs, target, heatmaps)
+    assert sum(classifier.net.sizes) == distinct
+
+
+def test_boxes_of_two_pairs_are_never_mixed_up(mean_pixel):
+    # The same box in both images, of which only the first holds the label's colour: not one evaluation for both.
+    inputs = torch.zeros(2, 3, 8, 8)
+    inputs[0, 0], inputs[1, 2] = 3.0, 3.0
+    heatmaps = torch.zeros(2, 8, 8)
+    heatmaps[:, 2:6, 2:6] = 1.0
+    p = math.exp(3) / (math.exp(3) + 2)
+    metric = saliency_metric(mean_pixel, inputs, torch.tensor([0, 0]), heatmaps)
+    assert metric.tolist() == pytest.approx([math.log(0.25) - math.log(p), math.log(0.25) - math.log((1 - p) / 2)], abs=1e-5)
+
+
+def test_batches_change_nothing_but_the_size_of_a_pass():
+    inputs, target, heatmaps = drawn_pairs(7, 12)
+    all_at_once = saliency_metric(Classifier(Counting()), inputs, target, heatmaps, 0.4)
+    for size in (1, 2, 3, 7, 100):
+        counting = Classifier(Counting())
+        # Float32 sums may round differently in batches of another size.
+        torch.testing.assert_close(
+            saliency_metric(counting, inputs, target, heatmaps, 0.4, internal_batch_size=size), all_at_once, atol=1e-5, rtol=0
+        )
+        assert max(counting.net.sizes) <= size
+        assert sum(counting.net.sizes) == 7
+    one_by_one = [saliency_metric(Classifier(Counting()), inputs[i : i + 1], target[i : i + 1], heatmaps[i : i + 1], 0.4) for i in range(7)]
+    torch.testing.assert_close(torch.cat(one_by_one), all_at_once, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alpha": -0.1}, r"alpha: expected a threshold in \[0, 1\], got -0.1"),
+        ({"alpha": 1.01}, r"alpha: expected a threshold in \[0, 1\], got 1.01"),
+        ({"alpha": float("nan")}, "alpha: expected a threshold"),
+        ({"rule": "otsu"}, "rule: expected one of .*largest_component.*, got 'otsu'"),
+        ({"heatmaps": torch.zeros(2, 4, 4)}, r"heatmaps: expected shape \(2, 8, 8\)"),
+        ({"heatmaps": torch.zeros(1, 8, 8)}, r"heatmaps: expected shape \(2, 8, 8\)"),
+        ({"heatmaps": torch.full((2, 8, 8), torch.nan)}, "heatmaps: expected finite values"),
+        ({"target": torch.tensor([0])}, r"target: expected shape \(2,\)"),
+    ],
+)
+def test_wrong_arguments_are_named(mean_pixel, change, message):
+    arguments = {"inputs": torch.zeros(2, 3, 8, 8), "target": torch.tensor([0, 1]), "heatmaps": torch.rand(2, 8, 8)} | change
+    with pytest.raises(ValueError, match=message):
+        saliency_metric(mean_pixel, **arguments)
+    if not {"alpha", "rule"} & set(change):
+        with pytest.raises(ValueError, match=message):
+            choose_alpha(mean_pixel, **arguments)
