@@ -97,20 +97,21 @@ def _training_passes(study: Study) -> tuple[int, int]:
 def count_passes(
     study: Study, methods: Mapping[str, SaliencyMethod], n_images: int, n_labels: int, blur_games: bool = False
 ) -> tuple[int, int]:
-    """Forward and forward-backward passes of an evaluation: the maps, and curves of `n_points + 1` images.
+    """Forward and forward-backward passes of an evaluation: the maps, and curves.
 
-    Insertion takes a curve a pair (a curve an image where the map does not depend on the label), deletion one an image, and the games
-    with blur two an image.
+    A curve takes `n_points - 1` passes, and its ends two more for all maps of an image. Insertion takes a curve a pair (one an image
+    where the map does not depend on the label), deletion one an image, and the games with blur two an image.
     """
     side = _side(study)
     n_points = side * side if study.n_points is None else study.n_points
-    points = n_points + 1 if n_points else 0
+    inner, ends = (n_points - 1, 2) if n_points else (0, 0)
     forward, forward_backward = n_images, 0
     for method in methods.values():
         maps = n_images * (n_labels if getattr(method, "depends_on_label", True) else 1)
         cost = method_cost(method)
         computed = n_images if cost.per == "image" else maps
-        forward += (maps + (3 if blur_games else 1) * n_images) * points + computed * cost.forward
+        games = 3 if blur_games else 1
+        forward += (maps + games * n_images) * inner + (1 + games) * n_images * ends + computed * cost.forward
         forward_backward += computed * cost.forward_backward
     return forward, forward_backward
 

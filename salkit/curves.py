@@ -109,18 +109,30 @@ def insertion_curves_all_labels(
     n_steps: int | None = None,
     internal_batch_size: int | None = None,
     seed: int = 0,
+    maps_per_image: int = 1,
 ) -> Tensor:
-    """Insertion curves of every label from the same passes: `(N, n_steps + 1, A)`; for maps that do not depend on the label."""
-    check_heatmaps(inputs, heatmaps)
+    """Insertion curves of every label from the same passes: `(N, n_steps + 1, A)`; for maps that do not depend on the label.
+
+    With `maps_per_image` k there are k heatmaps in a row for each of the `inputs` (and curves `(k N, n_steps + 1, A)`); the two ends of
+    their curves, the baseline and the whole image, are then evaluated once an image.
+    """
+    k = maps_per_image
+    check_heatmaps(inputs.repeat_interleave(k, 0), heatmaps)
     kept = kept_counts(heatmaps[0].numel(), n_steps).to(inputs.device)
     ranks = rank_pixels(heatmaps.to(inputs.device), seed).unsqueeze(1)
     fill = torch.as_tensor(baseline, dtype=inputs.dtype, device=inputs.device).broadcast_to(inputs.shape)
-    points = torch.cartesian_prod(torch.arange(len(inputs)), torch.arange(len(kept))).to(inputs.device)
+    inner, ends = torch.arange(1, len(kept) - 1), torch.tensor([0, len(kept) - 1])
+    # Any map of an image will do for its ends.
+    first = torch.cartesian_prod(torch.arange(len(inputs)) * k, ends)
+    points = torch.cat([first, torch.cartesian_prod(torch.arange(len(heatmaps)), inner)]).to(inputs.device)
     chunks = []
     for pair, point in (p.unbind(1) for p in points.split(internal_batch_size or default_batch_size(inputs))):
         keep = ranks[pair] < kept[point, None, None, None]
-        chunks.append(classifier(torch.where(keep, inputs[pair], fill[pair])).exp())
-    return torch.cat(chunks).unflatten(0, (len(inputs), len(kept)))
+        chunks.append(classifier(torch.where(keep, inputs[pair // k], fill[pair // k])).exp())
+    found = torch.cat(chunks)
+    outer = found[: len(first)].unflatten(0, (len(inputs), 2)).repeat_interleave(k, 0)
+    middle = found[len(first) :].unflatten(0, (len(heatmaps), len(inner))) if len(inner) else outer[:, :0]
+    return torch.cat([outer[:, :1], middle, outer[:, 1:]], 1)
 
 
 def auc(curve: Tensor, rule: AucRule = "mean", *, game: Literal["insertion", "deletion"] = "insertion") -> Tensor:

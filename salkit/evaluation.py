@@ -290,9 +290,8 @@ def _curves(
 ) -> Tensor:
     """Insertion curves `(m, k, points)` for k labels an image from maps `(m, k, H, W)`, or `(m, 1, H, W)` that serve all labels."""
     each = heatmaps.shape[1]
-    pairs = inputs.repeat_interleave(each, 0)
-    baseline = baseline.repeat_interleave(each, 0) if isinstance(baseline, Tensor) else baseline
-    curves = insertion_curves_all_labels(classifier, pairs, heatmaps.flatten(0, 1), baseline=baseline, n_steps=n_steps, seed=seed)
+    settings: dict[str, Any] = {"baseline": baseline, "n_steps": n_steps, "seed": seed, "maps_per_image": each}
+    curves = insertion_curves_all_labels(classifier, inputs, heatmaps.flatten(0, 1), **settings)
     image = torch.arange(len(inputs), device=inputs.device)[:, None]
     place = torch.arange(targets.shape[1], device=inputs.device) if each > 1 else torch.zeros_like(targets)
     return curves.unflatten(0, (len(inputs), each))[image, place, :, targets]

@@ -255,7 +255,7 @@ CLASSIFIERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], State]]] = {
 
 FEATURE_TAPS = {
     "cifar10-resnet20": ("features.stage1", "features.stage2", "features.stage3"),
-    "cifar10-resnet164": ("features.stage1", "features.stage2", "features.post_activ"),
+    "cifar10-resnet164": ("features.stage1", "features.stage2", "features.stage3"),
     "efficientnet-lite0": ("_blocks.2", "_blocks.4", "_blocks.10", "_swish"),
     "resnet50": ("layer1", "layer2", "layer3", "layer4"),
 }

@@ -103,9 +103,9 @@ PROFILES = {
     ),
     "demo": Profile(
         "demo",
-        Study("cifar10-samples", "cifar10-resnet20", None, 20, 20, 60, 1, 0.2, 1e-3, 32, 60),
+        Study("cifar10-samples", "cifar10-resnet20", None, 14, 20, 40, 1, 0.2, 1e-3, 32, 60),
         Study(
-            *("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 5, 20, 20, 1, 0.2, 2e-5, 10, 60),
+            *("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 5, 20, 12, 1, 0.3, 2e-5, 8, 60),
             held_out=5,
             grid_images=3,
         ),

@@ -18,6 +18,8 @@ Grid = Mapping[tuple[str, str], xr.Dataset]
 THRESHOLDS = {name: (p.eps_completeness, p.eps_soundness) for name, p in PROTOCOLS.items()}
 CELL = ["softmax", "loss", "thresholds", "rule"]
 METRICS = ("completeness", "soundness")
+ROUNDING = 0.005
+"""The paper prints two decimals."""
 
 
 def cells(grid: Grid) -> Iterator[tuple[dict[str, str], xr.Dataset]]:
@@ -52,7 +54,7 @@ def grid_table(grid: Grid, paper: pd.DataFrame) -> pd.DataFrame:
                 values = scores[metric].sel({"method": method}).values
                 ours, wide = (bootstrap_interval(values, confidence) for confidence in (0.95, 1 - 0.05 / max(compared, 1)))
                 target = known.get((method, metric), float("nan"))
-                excluded = bool(target < wide.low or target > wide.high)
+                excluded = bool(target + ROUNDING < wide.low or target - ROUNDING > wide.high)
                 numbers = [target, ours.mean, ours.low, ours.high, ours.n, ours.mean - target, excluded]
                 rows.append([*names.values(), method, metric, *numbers])
     return pd.DataFrame(rows, columns=[*CELL, "method", "metric", "paper", "ours", "low", "high", "n", "difference", "excluded"])
@@ -105,10 +107,10 @@ def requirements(grid: Grid, method: str = "Ours", level: float = 0.84) -> pd.Da
         g = xr.DataArray(auc(torch.from_numpy(one.insertion_curve.transpose("image", "label", "kept").values)).numpy(), one.prob.coords)
         predicted = one.prob == one.prob.max("label")
         largest = g.where(~predicted).max("label")
+        sound = {name: g <= np.maximum(one.prob, eps) / level for name, (_, eps) in THRESHOLDS.items()}
         share = (g / one.prob).where(predicted).max("label")
         for thresholds, (_, eps) in THRESHOLDS.items():
-            allowed = np.maximum(one.prob.where(~predicted).max("label"), eps) / level
-            below = float((largest <= allowed).mean())
+            below = float(sound[thresholds].where(~predicted, True).all("label").mean())
             rows.append([softmax, loss, thresholds, eps / level, float(largest.median()), below, float(share.median()), one.sizes["image"]])
     columns = ["softmax", "loss", "thresholds", "g_allowed", "g_false", "images_below", "g_over_f", "n"]
     return pd.DataFrame(rows, columns=columns)
@@ -129,8 +131,9 @@ def conclusion(summary: pd.DataFrame, needs: pd.DataFrame) -> str:
         f"Sample size: {text.n} images; an interval holds little more than what these show.",
         f"Closest cell: {name(summary.iloc[0])}: {away(summary.iloc[0])}.",
         f"The text's cell: {away(text)}.",
-        f"Compatible cells (no number excluded): {len(compatible)} of {len(summary)}.",
-        *(f"  - {name(row)}" for _, row in compatible.iterrows()),
+        f"Compatible cells (no number excluded): {len(compatible)} of {len(summary)}"
+        + "".join(f"{'; ' if i else ': '}{name(row)}" for i, (_, row) in enumerate(compatible.iterrows()))
+        + ".",
     ]
     for thresholds in THRESHOLDS:
         apart, need = summary[summary.thresholds == thresholds], needs[needs.thresholds == thresholds]
@@ -147,21 +150,30 @@ def _range(values: pd.Series, form: str = ".2f") -> str:
     return f"{values.min():{form}} to {values.max():{form}}"
 
 
-def label_free_bound(soundness_column: float, n_labels: int = 10, thresholds: str = "paper") -> float:
-    """How certain the net must be, gray images included, for a label-free map to reach a soundness under a softmax over the label list.
+def label_free_bound(mean_soundness: float, at_least: float = 0.5, n_labels: int = 10, thresholds: str = "paper") -> tuple[float, float]:
+    """What a mean soundness of maps that ignore the label requires of the net under a softmax over the label list.
 
-    The areas of one map sum to 1 over the list, so with h the area of the true label the largest other is at least
-    `(1 - h) / (n_labels - 1)`; soundness is at most `eps (n_labels - 1) / (1 - h)` while f of the false labels is below eps.
+    The areas of one map sum to 1 over the list, so with h that of the predicted label the largest other is at least
+    `(1 - h) / (n_labels - 1)`, and the soundness of an image is at most `eps (n_labels - 1) / (1 - h)` while its false labels have f below
+    eps. A mean of s needs a share of `(s - t) / (1 - t)` of the images, or more, to be sounder than t.
+
+    Args:
+        mean_soundness: s, a value of the paper's column.
+        at_least: t.
+        n_labels: length of the list.
+        thresholds: whose eps.
 
     Returns:
-        The least h, in [0, 1]; values near 1 cannot come from images that start gray.
+        The share of images and the h that each of them needs at least, both in [0, 1].
 
     Example:
-        >>> round(label_free_bound(0.71), 4)  # Table 1's Centered Gaussian
-        0.9873
+        >>> share, h = label_free_bound(0.71)  # Table 1's Centered Gaussian
+        >>> round(share, 2), round(h, 3)
+        (0.42, 0.982)
     """
     eps = THRESHOLDS[thresholds][1]
-    return max(0.0, 1 - eps * (n_labels - 1) / soundness_column)
+    share = max(0.0, (mean_soundness - at_least) / (1 - at_least))
+    return share, max(0.0, 1 - eps * (n_labels - 1) / at_least)
 
 
 def closest(summary: pd.DataFrame) -> Protocol:

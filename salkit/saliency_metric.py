@@ -85,8 +85,7 @@ def boxes(heatmaps: Tensor, alpha: float = 0.5, rule: BoxRule = "threshold") -> 
     flat = heatmaps.flatten(1)
     low, high = flat.amin(1)[:, None, None], flat.amax(1)[:, None, None]
     if rule == "threshold":
-        # A constant map has no pixel more salient than another: all of them count.
-        salient = (heatmaps - low >= alpha * (high - low)) | (high == low)
+        salient = heatmaps - low >= alpha * (high - low)
     else:
         salient = heatmaps >= flat.mean(1)[:, None, None]
         salient = torch.from_numpy(np.stack([_largest_component(s) for s in salient.cpu().numpy()])).to(heatmaps.device)
@@ -124,8 +123,8 @@ def crop(inputs: Tensor, box: Tensor) -> Tensor:
 
     Example:
         >>> x = torch.arange(16.0).view(1, 1, 4, 4)
-        >>> crop(x, torch.tensor([[0, 2, 0, 2]]))[0, 0, 0].tolist()
-        [0.0, 0.25, 0.75, 1.0]
+        >>> crop(x, torch.tensor([[0, 2, 0, 2]]))[0, 0, 0]
+        tensor([0.0000, 0.2500, 0.7500, 1.0000])
     """
     grids = []
     for side, low, high in ((inputs.shape[-1], box[:, 2:3], box[:, 3:4]), (inputs.shape[-2], box[:, :1], box[:, 1:2])):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ STAGES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "cifar10-resnet164": {
         "output": ("output",),
-        "stage3": ("features.stage3", "features.post_activ"),
+        "stage3": ("features.stage3",),
         "stage2": ("features.stage2",),
         "stage1": ("features.stage1",),
         "init": ("features.init_block",),
@@ -58,8 +58,9 @@ STAGES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def randomise(net: nn.Module, modules: Sequence[str], seed: int = 0) -> nn.Module:
-    """A copy of a net in which the modules of these names have the parameters a new net starts with.
+    """A copy of a net in which the modules of these names have new random parameters.
 
+    They are drawn by PyTorch's own initialisers of the layers (`reset_parameters`), which may differ from those of the net's authors.
     Batch norms get weight 1 and bias 0 but keep their running statistics, which are no parameters (as in the authors' TensorFlow code).
 
     Raises:
@@ -167,7 +168,7 @@ def similarity(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     Returns:
         `spearman` rank correlation, `spearman_absolute` the same of absolute values clipped at their 99th percentile, `ssim` with
         Gaussian weights of the maps scaled to [0, 1], and `hog`, the Pearson correlation of histograms of oriented gradients in cells
-        of a fourteenth of the side (16 pixels of 224). A constant map is like nothing: 0.
+        of a fourteenth of the side (16 pixels of 224). Where a map, or what a measure makes of it, is constant, it is like nothing: 0.
 
     Example:
         >>> ramp = np.arange(1024.0).reshape(32, 32)
@@ -176,13 +177,17 @@ def similarity(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return dict.fromkeys(SIMILARITIES, 0.0)
+
+    def correlation(measure: Callable[..., Any], pair: Sequence[np.ndarray]) -> float:
+        return float(measure(*pair).statistic) if all(np.ptp(values) for values in pair) else 0.0
+
     magnitudes = [np.minimum(np.abs(m), np.percentile(np.abs(m), 99)).ravel() for m in (a, b)]
     scaled = [(m - m.min()) / np.ptp(m) for m in (a.astype(np.float64), b.astype(np.float64))]
     cell = max(2, round(a.shape[0] / 14))
     histograms = [hog(m, pixels_per_cell=(cell, cell), cells_per_block=(2, 2)) for m in scaled]
     return {
-        "spearman": float(stats.spearmanr(a.ravel(), b.ravel()).statistic),
-        "spearman_absolute": float(stats.spearmanr(*magnitudes).statistic),
+        "spearman": correlation(stats.spearmanr, (a.ravel(), b.ravel())),
+        "spearman_absolute": correlation(stats.spearmanr, magnitudes),
         "ssim": float(structural_similarity(*scaled, gaussian_weights=True, data_range=1.0)),
-        "hog": float(stats.pearsonr(*histograms).statistic),
+        "hog": correlation(stats.pearsonr, histograms),
     }

@@ -5,10 +5,11 @@ import torch
 import xarray as xr
 
 from salkit import costs, experiment, profiles
-from salkit.methods import LearnedMask
+from salkit.methods import LearnedMask, Phang, same_map_for_all_labels
 from salkit.profiles import PROFILES, get_profile
 from salkit.scores import PROTOCOLS
-from salkit.store import cached, fingerprint
+from salkit.store import cached, describe, fingerprint
+from salkit.tables import paper_values
 
 
 def test_profiles_change_sizes_and_the_paper_has_the_papers():
@@ -119,3 +120,23 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch):
     assert experiment.resolve_device("auto") == "cpu"
     assert experiment.resolve_device("cuda:1") == "cuda:1"
     assert LearnedMask(n_steps=3, n_distractors=4).cost().forward_backward == 12
+
+
+def test_shipped_maskers_go_first_and_their_content_counts(tmp_path):
+    assert profiles.masker_of("phang", "efficientnet-lite0", tmp_path) == "phang-efficientnet-lite0"
+    own = profiles.masker_of("phang", "resnet50", tmp_path)
+    assert own == tmp_path / "phang-resnet50.safetensors"
+    method = Phang(own)
+    missing = describe(method)
+    own.write_bytes(b"one")
+    first = describe(method)
+    own.write_bytes(b"two")
+    assert len({missing, first, describe(method)}) == 3
+    assert describe(same_map_for_all_labels(method)) == f"same_map_for_all_labels({describe(method)})"
+
+
+def test_the_papers_rows_are_all_there():
+    methods = profiles.table1_methods(PROFILES["demo"].imagenette, PROTOCOLS["paper"])
+    known = paper_values("table1").method.unique()
+    assert set(profiles.PAPER_ROWS) == set(known) <= set(methods)
+    assert set(profiles.CHEAP_ROWS) <= set(profiles.PAPER_ROWS)

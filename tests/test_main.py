@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from salkit import costs
 from salkit.__main__ import app
+from salkit.methods.masker import masker_metadata
 
 
 @pytest.fixture
@@ -55,7 +56,12 @@ def test_evaluate_takes_settings_labels_and_a_folder(run, tmp_path):
         (["evaluate", "random", "--set", "sigma"], "error: expected NAME=VALUE, got 'sigma'"),
         (["evaluate", "learned_mask", "--set", "steps=3"], "unexpected keyword argument 'steps'"),
         (["reproduce", "--profile", "huge"], "error: profile: expected one of"),
-        (["reproduce", "-p", "sead=3"], "error: parameter: 01_theory_toy_model.ipynb knows"),
+        (["reproduce", "-p", "sead=3"], "error: parameter: 00_train_maskers.ipynb knows"),
+        (
+            ["train-masker", "lime", "--train", "cifar10-samples", "--val", "cifar10-samples", "--out", "x.safetensors"],
+            "error: kind: expected",
+        ),
+        (["evaluate", "random", "--preset", "slow"], "error: preset: expected one of ('source', 'fast'), got 'slow'"),
         (["plan", "--profile", "huge"], "error: profile: expected one of"),
     ],
 )
@@ -70,8 +76,23 @@ def test_plan_prints_passes_and_hours(run, monkeypatch):
     monkeypatch.setattr(costs, "_seconds_per_pass", lambda study, device: (0.001, 0.003))
     result = run("plan", "--profile", "paper", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert "640,010,000" in result.output
+    assert "672,760,800" in result.output
     assert "03_imagenette_table1" in result.output
+
+
+def test_a_masker_is_trained_and_used_from_the_shell(run, tmp_path):
+    out = tmp_path / "made" / "phang.safetensors"
+    sizes = ["--images", "4", "--batch-size", "2", "--eval-every", "1", "--device", "cpu", "--classifier", "cifar10-resnet20"]
+    arguments = ["train-masker", "phang", "--train", "cifar10-samples", "--val", "cifar10-samples", "--out", str(out), *sizes]
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "measured on 20 held-out images" in result.output
+    header = masker_metadata(out)
+    assert header["classifier"] == "cifar10-resnet20"
+    assert [row["step"] for row in header["log"]] == [1, 2]
+    result = run("evaluate", "phang", "--n", "2", "--points", "2", "--set", f"masker={out}", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "phang" in result.output
 
 
 def test_info_names_versions_and_checkpoints(run):

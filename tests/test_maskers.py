@@ -15,7 +15,7 @@ from salkit.data import ImageFiles, ImageSet, data_dir
 from salkit.masker_training import Batches, MaskerRecipe, Stage, make_masker, measure, stages, taps_of, train_masker
 from salkit.methods import DabkowskiGal, Phang
 from salkit.methods.dabkowski_gal import DabkowskiGalNet, _margin
-from salkit.methods.masker import bordered_variation, load_masker, masker_metadata, save_masker
+from salkit.methods.masker import bordered_variation, load_masker, masker_metadata, masker_path, save_masker
 from salkit.methods.phang import PhangNet
 from salkit.models import FEATURE_TAPS, Classifier, load_classifier
 
@@ -668,3 +668,25 @@ def test_class_weights_are_the_last_linear_layers(colours, mean_pixel, reference
     assert reference_classifier.class_weights().shape == (10, 512)
     with pytest.raises(ValueError, match="net: expected a last layer of type Linear, got none in MeanPixel"):
         mean_pixel.class_weights()
+
+
+def test_a_masker_of_another_classifier_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    masker = PhangNet(["0", "1"], [5, 3], 3, width=4)
+    with pytest.raises(ValueError, match=r"masker: expected a classifier with \[5, 3\] channels at .* got \[3, 3\]"):
+        Phang(masker).attribute(Classifier(net), torch.zeros(1, 3, 8, 8), torch.tensor([0]))
+    with pytest.raises(ValueError, match="classes: expected at least two"):
+        DabkowskiGalNet(["0", "1"], [3, 3], [1])
+
+
+@pytest.mark.parametrize("name", ["dabkowski_gal", "phang", "phang-conditional"])
+def test_shipped_maskers_are_small_and_say_how_they_were_trained(name):
+    path = masker_path(f"{name}-efficientnet-lite0")
+    header = masker_metadata(path)
+    assert header["classifier"] == "efficientnet-lite0"
+    assert (header["n_train"], header["n_val"]) == (320, 80)
+    assert path.stat().st_size < 6_000_000
+    last = header["log"][-1]
+    assert 0 < last["area"] < 1
+    assert last["kept"] < last["whole"]
+    assert last["removed"] < last["whole"]

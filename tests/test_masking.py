@@ -4,6 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
+from torch.nn import functional as F
+from torchvision.transforms.functional import gaussian_blur
 
 from salkit import masking
 
@@ -124,3 +126,12 @@ def test_image_ids_are_given_or_hashed_from_the_pixels(images):
     assert masking.image_ids(images.flip(0)) == ids[::-1]
     with pytest.raises(ValueError, match="ids: expected one id a pair, 5, got 2"):
         masking.image_ids(images, ["a", "b"])
+
+
+@pytest.mark.parametrize("padding", ["reflect", "constant"])
+def test_gaussian_blur_is_torchvisions_over_the_whole_square(padding):
+    inputs = torch.randn(2, 3, 24, 20, generator=torch.Generator().manual_seed(0))
+    radius, sigma = 4, 1.7
+    whole = gaussian_blur(F.pad(inputs, (2 * radius,) * 4, mode=padding), [2 * radius + 1] * 2, [sigma] * 2)
+    inside = whole[..., 2 * radius : -2 * radius, 2 * radius : -2 * radius]
+    torch.testing.assert_close(masking.gaussian_blur(inputs, radius, sigma, padding), inside)

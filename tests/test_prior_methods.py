@@ -809,3 +809,23 @@ def test_costs_are_what_the_net_sees(counting, images):
     # The loss and 1 to 13 trials of each step.
     assert 3 * 2 * 8 <= Counting.forward_only <= 3 * 14 * 8
     assert Counting.forward_only % 8 == 0
+
+
+class Shared(nn.Module):
+    """One convolution twice, with a norm after one of its calls; a sum with a factor; a sum that broadcasts a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.shift = nn.Parameter(torch.randn(3, 1, 1))
+        nn.init.constant_(self.norm.running_var, 4.0)
+
+    def forward(self, x):
+        y = self.norm(self.conv(x)) + self.shift
+        return torch.add(y, self.conv(x), alpha=2).mean((2, 3))
+
+
+def test_canonical_leaves_alone_what_it_cannot_merge():
+    net = Shared().eval()
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(canonical(net)(x), net(x))

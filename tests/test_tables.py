@@ -157,3 +157,10 @@ def test_games_table_by_hand(more):
     assert rows["Ours", "deletion", "blur", "trapezoid"] == pytest.approx((4 + 2 + 1 + 12) / 64)
     assert rows["Ours", "deletion", "gray", "trapezoid"] == pytest.approx((4 + 1 + 12) / 64)
     assert rows["Random", "insertion", "blur", "mean"] == pytest.approx((32 + 2 + 12) / 64)
+
+
+def test_side_by_side_has_the_papers_rows_only(result):
+    both = tables.side_by_side({"first": tables.tidy_table(result, tables.paper_values("table1"))}, ["completeness", "soundness"])
+    assert both.index.tolist() == ["Ours", "Random"]
+    assert both.loc["Ours", ("soundness", "paper")] == "0.84"
+    assert both.loc["Ours", ("soundness", "first")].startswith("0.70 [")

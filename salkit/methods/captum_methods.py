@@ -209,8 +209,9 @@ def last_spatial_layer(classifier: Classifier, inputs: Tensor) -> str:
         ValueError: there is none.
 
     Example:
-        >>> last_spatial_layer(load_classifier("cifar10-resnet20"), torch.zeros(1, 3, 32, 32))
-        'features.stage3'
+        >>> net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> last_spatial_layer(Classifier(net), torch.zeros(1, 3, 8, 8))
+        '1'
     """
     last: list[str] = []
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms.functional import gaussian_blur
 
 from salkit import masking
 from salkit.methods.base import Cost
@@ -179,9 +178,7 @@ def _alternative(inputs: Tensor, generator: torch.Generator) -> Tensor:
     """What hides pixels in training: for each image a blur (half of the time), or noise of deviation 0.11 around a random colour."""
     n, side = len(inputs), inputs.shape[-1]
     # 55 taps and sigma 11 at 224 pixels; outside the image there is gray.
-    size = max(3, 2 * round(27 * side / 224) + 1)
-    pad = size // 2
-    blurred = gaussian_blur(F.pad(inputs, (pad,) * 4), [size, size], [side * 11 / 224] * 2)[..., pad:-pad, pad:-pad]
+    blurred = masking.gaussian_blur(inputs, max(1, round(27 * side / 224)), side * 11 / 224, "constant")
     colour = (torch.rand(n, 3, 1, 1, generator=generator) * 2 - 1) * 0.33 * UNIT
     noise = (0.11 * UNIT * _noise(inputs.shape, generator) + colour).to(inputs)
     blurs = (torch.rand(n, 1, 1, 1, generator=generator) < 0.5).to(inputs.device)

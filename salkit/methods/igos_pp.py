@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.functional import gaussian_blur
 
 from salkit import masking
 from salkit.data import progress_bar
@@ -219,8 +218,7 @@ class _Pairs(NamedTuple):
 def box_blur(inputs: Tensor) -> Tensor:
     """The source's blur: a Gaussian of 51 taps and deviation 50 at 224 pixels, which is nearly a box; in proportion at other sizes."""
     side = inputs.shape[-1]
-    size = max(3, 2 * round(25 * side / 224) + 1)
-    return gaussian_blur(inputs, [size, size], [50 * side / 224] * 2)
+    return masking.gaussian_blur(inputs, max(1, round(25 * side / 224)), 50 * side / 224)
 
 
 def _path_masks(masks: Tensor, inputs: Tensor) -> Tensor:
