@@ -53,7 +53,7 @@ def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
     n, n_labels = imagenette.n_images, len(imagenette.labels or range(10))
     figure2 = picture_methods(imagenette, protocol, "Ours", "Ours (TV=0.001)", "Ours (cheating)")
     gallery = picture_methods(imagenette, protocol, "Ours")
-    figures = [(figure2, 1, 2), (table1, n, 2), (gallery, 1, n_labels)]
+    figures = [(figure2, 1, 2), (table1, imagenette.own_label_images, 2), (gallery, 1, n_labels)]
     # The thresholds of the saliency metric: a map and a crop for each value on every held-out image, two crops on every image.
     held_out = count_passes(replace(imagenette, n_points=0), table1, imagenette.held_out, 1)
     crops = len(table1) * (imagenette.held_out * len(ALPHAS) + 2 * n)

@@ -189,7 +189,7 @@ def run_two_labels(
 
     def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, Tensor]:
         top = prob.topk(2)
-        second = top.values[:, 1].argsort(descending=True)[: 1 if picture else study.n_images]
+        second = top.values[:, 1].argsort(descending=True)[: 1 if picture else study.own_label_images]
         return images.subset(second), top.indices[second]
 
     study = replace(study, held_out=0)

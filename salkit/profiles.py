@@ -34,6 +34,7 @@ class Study:
         held_out: how many other images the thresholds of the saliency metric are chosen on.
         masker_images: how many images notebook 00 shows in training: two phases of Dabkowski and Gal, and Phang et al.
         sanity_images: how many images the layers are randomised for.
+        own_label_images: how many images best effort on their own two best classes is measured on.
         grid_images: how many of the images the grid of protocols is learned on.
         preset: of the other methods, see `salkit.methods.get_method`.
         images_per_batch: images handed to a method at a time.
@@ -52,6 +53,7 @@ class Study:
     picture_steps: int
     images_per_batch: int = 20
     held_out: int = 0
+    own_label_images: int = 2
     grid_images: int = 0
     masker_images: tuple[int, int, int] = (120, 360, 360)
     sanity_images: int = 2
@@ -103,10 +105,11 @@ PROFILES = {
     ),
     "demo": Profile(
         "demo",
-        Study("cifar10-samples", "cifar10-resnet20", None, 14, 20, 40, 1, 0.2, 1e-3, 32, 60),
+        Study("cifar10-samples", "cifar10-resnet20", None, 12, 20, 40, 1, 0.2, 1e-3, 32, 60),
         Study(
-            *("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 5, 20, 12, 1, 0.3, 2e-5, 8, 60),
+            *("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 5, 20, 12, 1, 0.3, 2e-5, 8, 48),
             held_out=5,
+            own_label_images=4,
             grid_images=3,
         ),
         TVS,
@@ -118,6 +121,7 @@ PROFILES = {
         Study(
             *("imagenette", "resnet50", IMAGENETTE_LABELS, 1000, 1000, 2000, 10, 0.05, 2e-5, 28, 2000),
             held_out=200,
+            own_label_images=1000,
             grid_images=1000,
             sanity_images=20,
             # Dabkowski and Gal's second phase as published; Phang's 12 epochs over Imagenette's 9,469 training images.

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from scipy import special, stats
 
 from salkit.curves import AucRule, auc
 from salkit.scores import PROTOCOLS, Protocol, completeness, soundness, worst_per_image
@@ -35,11 +36,11 @@ def cells(grid: Grid) -> Iterator[tuple[dict[str, str], xr.Dataset]]:
 
 
 def grid_table(grid: Grid, paper: pd.DataFrame) -> pd.DataFrame:
-    """One row a (cell, method, metric): the paper's value, ours with its 95 % interval, the difference.
+    """One row a (cell, method, metric): the paper's value, ours with its 95 % bootstrap interval, the difference, and a test.
 
-    `excluded` is true where the paper's value lies outside an interval so wide (Bonferroni) that with 95 % probability none of the cell's
-    intervals misses its true value: then this cell on this net does not give the paper's number. With few images a bootstrap interval
-    is too narrow, since it never leaves the range of what was seen.
+    `p_value` is that of the paper's value for our mean (`exclusion_p_value`), and `excluded` whether it is below 0.05 for all numbers of
+    the cell together (Bonferroni): then this cell on this net does not give the paper's number. A bootstrap interval could not say that
+    of few images, since it never leaves the range of what they show.
 
     Args:
         grid: (softmax_over, loss) -> evaluation with `insertion_curve`.
@@ -52,12 +53,33 @@ def grid_table(grid: Grid, paper: pd.DataFrame) -> pd.DataFrame:
         for method in scores.method.values:
             for metric in METRICS:
                 values = scores[metric].sel({"method": method}).values
-                ours, wide = (bootstrap_interval(values, confidence) for confidence in (0.95, 1 - 0.05 / max(compared, 1)))
+                ours = bootstrap_interval(values)
                 target = known.get((method, metric), float("nan"))
-                excluded = bool(target + ROUNDING < wide.low or target - ROUNDING > wide.high)
-                numbers = [target, ours.mean, ours.low, ours.high, ours.n, ours.mean - target, excluded]
+                p_value = exclusion_p_value(ours.mean, target, ours.n)
+                numbers = [target, ours.mean, ours.low, ours.high, ours.n, ours.mean - target, p_value, p_value * compared < 0.05]
                 rows.append([*names.values(), method, metric, *numbers])
-    return pd.DataFrame(rows, columns=[*CELL, "method", "metric", "paper", "ours", "low", "high", "n", "difference", "excluded"])
+    return pd.DataFrame(rows, columns=[*CELL, "method", "metric", "paper", "ours", "low", "high", "n", "difference", "p_value", "excluded"])
+
+
+def exclusion_p_value(mean: float, paper: float, n: int) -> float:
+    """Probability of a mean as far away over n images if the paper's value were the true one; at most, whatever the scores' distribution.
+
+    Hoeffding's (1963) bound for scores in [0, 1]: `2 exp(-n KL(mean || paper))`, KL of two coins; the paper's value may be off by its
+    rounding. NaN where the paper has none.
+
+    Example:
+        >>> round(exclusion_p_value(0.001, 0.58, 3), 2), exclusion_p_value(0.001, 0.58, 30) < 1e-10
+        (0.16, True)
+    """
+    if paper != paper or not n:
+        return float("nan")
+    nearest = min(max(mean, paper - ROUNDING), paper + ROUNDING)
+    return min(1.0, 2 * float(np.exp(-n * _coin_divergence(mean, nearest))))
+
+
+def _coin_divergence(a: float, b: float) -> float:
+    a, b = min(max(a, 0.0), 1.0), min(max(b, 1e-9), 1 - 1e-9)
+    return float(special.rel_entr(a, b) + special.rel_entr(1 - a, 1 - b))
 
 
 def cell_summary(grid: Grid, paper: pd.DataFrame, n_resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -66,7 +88,8 @@ def cell_summary(grid: Grid, paper: pd.DataFrame, n_resamples: int = 2_000, seed
     Returns:
         The cell's choices; for each metric the mean absolute distance and the rank correlation with the paper's column; `distance`, the
         mean over both metrics with the interval `low` to `high` from resampling images (all methods together); `excluded`, how many of
-        the `compared` numbers are excluded (see `grid_table`); `verdict`, `"compatible"` where none is; `n` images.
+        the `compared` numbers are excluded (see `grid_table`); `verdict`, `"compatible"` where none is; `n` images; and `n_to_exclude`,
+        how many images would exclude one number if the means stayed as they are.
     """
     table = grid_table(grid, paper)
     values = paper.pivot(index="method", columns="metric", values="value")
@@ -79,14 +102,17 @@ def cell_summary(grid: Grid, paper: pd.DataFrame, n_resamples: int = 2_000, seed
         draws = rng.integers(ours.shape[-1], size=(n_resamples, ours.shape[-1]))
         resampled = np.abs(ours[..., draws].mean(-1) - target[..., None]).mean((0, 1))
         distance = np.abs(ours.mean(-1) - target).mean(0)
-        order = [pd.Series(ours.mean(-1)[:, i]).corr(pd.Series(target[:, i]), method="spearman") for i in range(len(METRICS))]
+        order = [_rank_correlation(ours.mean(-1)[:, i], target[:, i]) for i in range(len(METRICS))]
         cell = table[(table[CELL] == pd.Series(names)).all(axis=1) & table.paper.notna()]
         excluded = int(cell.excluded.sum())
         low, high = np.quantile(resampled, [0.025, 0.975])
+        pairs = zip(cell.ours, cell.paper, strict=True)
+        farthest = max(_coin_divergence(a, min(max(a, b - ROUNDING), b + ROUNDING)) for a, b in pairs)
+        needed = float(np.ceil(np.log(2 * len(cell) / 0.05) / farthest)) if farthest else float("inf")
         verdict = "excluded" if excluded else "compatible"
-        rows.append([*names.values(), *distance, *order, distance.mean(), low, high, excluded, len(cell), verdict, ours.shape[-1]])
+        rows.append([*names.values(), *distance, *order, distance.mean(), low, high, excluded, len(cell), verdict, ours.shape[-1], needed])
     by_metric = [f"{kind}_{metric}" for kind in ("distance", "order") for metric in METRICS]
-    columns = [*CELL, *by_metric, "distance", "low", "high", "excluded", "compared", "verdict", "n"]
+    columns = [*CELL, *by_metric, "distance", "low", "high", "excluded", "compared", "verdict", "n", "n_to_exclude"]
     return pd.DataFrame(rows, columns=columns).sort_values("distance", ignore_index=True)
 
 
@@ -116,6 +142,11 @@ def requirements(grid: Grid, method: str = "Ours", level: float = 0.84) -> pd.Da
     return pd.DataFrame(rows, columns=columns)
 
 
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """NaN where a column is constant: it has no order."""
+    return float(stats.spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else float("nan")
+
+
 def conclusion(summary: pd.DataFrame, needs: pd.DataFrame) -> str:
     """What the grid says, in words made from its numbers (`cell_summary` and `requirements`)."""
 
@@ -123,12 +154,16 @@ def conclusion(summary: pd.DataFrame, needs: pd.DataFrame) -> str:
         return f"softmax over {row.softmax}, loss {row.loss}, {row.thresholds} thresholds, {row['rule']} rule"
 
     def away(row: pd.Series) -> str:
-        return f"{row.distance:.2f} [{row.low:.2f}, {row.high:.2f}] away on average, {row.excluded} of {row.compared} numbers excluded"
+        return (
+            f"{row.distance:.2f} [{row.low:.2f}, {row.high:.2f}] away on average, {row.excluded} of {row.compared} numbers excluded; "
+            f"if the means stayed, {row.n_to_exclude:.0f} images would exclude it"
+        )
 
     text = summary.set_index(CELL).loc[("all", "nll", "paper", "mean")]
     compatible = summary[summary.verdict == "compatible"]
     lines = [
-        f"Sample size: {text.n} images; an interval holds little more than what these show.",
+        f"Sample size: {text.n} images. A number is excluded by a test that assumes nothing but scores in [0, 1]; at few images it can "
+        "exclude little.",
         f"Closest cell: {name(summary.iloc[0])}: {away(summary.iloc[0])}.",
         f"The text's cell: {away(text)}.",
         f"Compatible cells (no number excluded): {len(compatible)} of {len(summary)}"

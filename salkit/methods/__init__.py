@@ -34,9 +34,9 @@ METHODS: dict[str, Any] = {
 
 FAST: dict[str, dict[str, Any]] = {
     "learned_mask": {"n_steps": 12, "n_distractors": 1, "lr": 0.3},
-    "igos_pp": {"n_steps": 3, "n_path": 1, "alpha": 40.0},
+    "igos_pp": {"n_steps": 3, "n_path": 1, "alpha": 8.0},
     "fong_vedaldi": {"n_steps": 15, "lr": 0.3},
-    "rise": {"n_masks": 100},
+    "rise": {"n_masks": 80},
     "smooth_grad": {"n_samples": 6},
     "integrated_gradients": {"n_steps": 6},
 }
@@ -59,7 +59,7 @@ def get_method(name: str, preset: Literal["source", "fast"] = "source", **settin
         >>> get_method("learned_mask", tv=0.001).tv
         0.001
         >>> get_method("rise", "fast").n_masks
-        100
+        80
     """
     check_choice("name", name, sorted(METHODS))
     check_choice("preset", preset, ("source", "fast"))
