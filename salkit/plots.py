@@ -174,7 +174,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
 
 def randomisation(result: xr.Dataset) -> Figure:
     """Similarity of maps before and after layers are randomised: a row a mode, a panel a measure, one line a method (mean of images)."""
-    titles = {"spearman": "Spearman", "spearman_absolute": "Spearman, absolute", "ssim": "SSIM", "hog": "HOG"}
+    titles = {"spearman": "Spearman", "spearman_absolute": "Spearman of |map|", "ssim": "SSIM", "hog": "HOG"}
     modes = result["mode"].values
     figure, axes = plt.subplots(len(modes), len(titles), figsize=(13, 3.2 * len(modes)), sharey=True, squeeze=False, layout="constrained")
     for row, mode in zip(axes, modes, strict=True):
@@ -183,9 +183,9 @@ def randomisation(result: xr.Dataset) -> Figure:
             for i, method in enumerate(result.method.values):
                 axis.plot(values.sel({"method": method}), color=PALETTE[i], marker=MARKERS[i], label=method)
             axis.axhline(0, color="0.6", lw=1, ls=":")
-            axis.set(title=f"{title}, {mode}", ylim=(-0.4, 1.05))
+            axis.set(title=title, ylim=(-0.4, 1.05))
             axis.set_xticks(range(values.sizes["stage"]), result.stage.values, rotation=45, ha="right", fontsize=9)
-        row[0].set_ylabel("similarity to the trained net's map")
+        row[0].set_ylabel(f"{mode}\nsimilarity to the trained net's map")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
     return figure
 
@@ -206,27 +206,31 @@ def randomised_maps(result: xr.Dataset, mode: str = "cascading") -> Figure:
 
 
 def protocol_distances(summary: pd.DataFrame) -> Figure:
-    """How far every protocol's worst cases are from the paper's columns: darker is closer, boxed is compatible.
+    """How far every protocol's worst cases are from the paper's columns (darker is closer), and how many images would exclude it.
 
-    A panel a metric; rows are what maps are learned with, columns what they are scored with.
+    A panel a quantity; rows are what maps are learned with, columns what they are scored with; boxed is compatible at this sample size.
     """
     rows = [(softmax, loss) for softmax in ("all", "labels") for loss in ("nll", "released")]
     columns = [(thresholds, rule) for thresholds in ("paper", "released") for rule in ("mean", "trapezoid")]
     table = summary.set_index(["softmax", "loss", "thresholds", "rule"])
-    titles = {"distance_completeness": "completeness", "distance_soundness": "soundness", "distance": "both"}
-    figure, axes = plt.subplots(1, len(titles), figsize=(12.5, 3.6), sharey=True, layout="constrained")
-    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+    titles = {"distance_completeness": "distance, completeness", "distance_soundness": "distance, soundness", "distance": "distance, both"}
+    panels = titles | {"n_to_exclude": "images to exclude it"}
+    figure, axes = plt.subplots(1, len(panels), figsize=(15, 3.7), sharey=True, layout="constrained")
+    for axis, (name, title) in zip(axes, panels.items(), strict=True):
         values = np.array([[table.loc[(*row, *column), name] for column in columns] for row in rows])
-        axis.imshow(values, cmap="viridis", vmin=0, vmax=0.6, aspect="auto")
+        far = 0.3 - np.log10(values.clip(1, 1000)) / 10 if name == "n_to_exclude" else values
+        axis.imshow(far, cmap="viridis", vmin=0, vmax=0.3 if name == "n_to_exclude" else 0.6, aspect="auto")
         for y, x in np.ndindex(values.shape):
             compatible = table.loc[(*rows[y], *columns[x]), "verdict"] == "compatible"
             frame = {"boxstyle": "square,pad=0.35", "fc": "none", "ec": "white", "lw": 1.5} if compatible and name == "distance" else None
-            axis.text(x, y, f"{values[y, x]:.2f}", ha="center", va="center", color="white" if values[y, x] < 0.4 else "black", bbox=frame)
+            text = f"{values[y, x]:.0f}" if name == "n_to_exclude" else f"{values[y, x]:.2f}"
+            light = far[y, x] < (0.2 if name == "n_to_exclude" else 0.4)
+            axis.text(x, y, text, ha="center", va="center", color="white" if light else "black", bbox=frame)
         axis.set_xticks(range(len(columns)), [f"{thresholds}\n{rule}" for thresholds, rule in columns], fontsize=9)
         axis.set_yticks(range(len(rows)), [f"softmax: {softmax}\nloss: {loss}" for softmax, loss in rows], fontsize=9)
-        axis.set(title=f"distance, {title}")
+        axis.set(title=title)
         axis.tick_params(length=0)
-    axes[1].set_xlabel("thresholds and AUC rule")
+    figure.supxlabel("thresholds and AUC rule", fontsize=11)
     return figure
 
 
@@ -253,7 +257,7 @@ def label_gallery(result: xr.Dataset, columns: int = 5) -> Figure:
     """The first method's maps of the first image for every label."""
     one = result.isel(image=0, method=0)
     rows = -(-len(one.label) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 2.15 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=(1.45 * columns, 1.95 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(one.label) :]:
         axis.set_axis_off()
     for axis, label in zip(axes.flat, range(len(one.label)), strict=False):
@@ -264,11 +268,10 @@ def label_gallery(result: xr.Dataset, columns: int = 5) -> Figure:
 
 
 def heat(axis: Axes, pixels: np.ndarray, heatmap: np.ndarray, caption: str = "") -> None:
-    """A heatmap `(H, W)` over its image `(H, W, 3)` in gray: dark is not salient, bright is salient, scaled to the map's range."""
-    spread = heatmap.max() - heatmap.min()
-    scaled = (heatmap - heatmap.min()) / (spread if spread else 1)
+    """A heatmap `(H, W)` over its image `(H, W, 3)` in gray: from dark to bright between the 1st and 99th percentile of its values."""
+    low, high = np.percentile(heatmap, [1, 99])
     axis.imshow(pixels.mean(-1), cmap="gray", vmin=0, vmax=1)
-    axis.imshow(scaled, cmap="magma", alpha=0.65, vmin=0, vmax=1)
+    axis.imshow((heatmap - low) / max(high - low, 1e-12), cmap="magma", alpha=0.65, vmin=0, vmax=1)
     _frame(axis, caption)
 
 

@@ -167,7 +167,7 @@ def conclusion(summary: pd.DataFrame, needs: pd.DataFrame) -> str:
         f"Closest cell: {name(summary.iloc[0])}: {away(summary.iloc[0])}.",
         f"The text's cell: {away(text)}.",
         f"Compatible cells (no number excluded): {len(compatible)} of {len(summary)}"
-        + "".join(f"{'; ' if i else ': '}{name(row)}" for i, (_, row) in enumerate(compatible.iterrows()))
+        + (": " + "; ".join(name(row) for _, row in compatible.iterrows()) if 0 < len(compatible) <= 4 else "")
         + ".",
     ]
     for thresholds in THRESHOLDS:

@@ -5,7 +5,17 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from salkit.protocol_grid import CELL, cell_summary, cells, closest, conclusion, grid_table, label_free_bound, requirements
+from salkit.protocol_grid import (
+    CELL,
+    cell_summary,
+    cells,
+    closest,
+    conclusion,
+    exclusion_p_value,
+    grid_table,
+    label_free_bound,
+    requirements,
+)
 from salkit.scores import Protocol
 
 KEYS = [(softmax, loss) for softmax in ("all", "labels") for loss in ("nll", "released")]
@@ -135,7 +145,7 @@ def test_the_order_of_methods_images_and_keys_does_not_matter(grid, table, paper
 
 
 def test_grid_table_has_a_row_for_every_number(table, expected, paper):
-    assert list(table.columns) == [*CELL, "method", "metric", "paper", "ours", "low", "high", "n", "difference", "excluded"]
+    assert list(table.columns) == [*CELL, "method", "metric", "paper", "ours", "low", "high", "n", "difference", "p_value", "excluded"]
     assert len(table) == 16 * 3 * 2
     known = paper.set_index(["method", "metric"]).value
     for row in table.itertuples():
@@ -175,34 +185,42 @@ def test_the_papers_own_cell_excludes_nothing_and_far_values_are_excluded(table,
     assert not unknown.excluded.any()
 
 
-def test_exclusion_asks_for_more_than_the_shown_interval():
-    # Forty images, label 0 certain: soundness is 0.001 / g of label 1, whose mean has a nearly normal bootstrap. A paper's value between
-    # the 95 % end (1.96 deviations) and that for 12 numbers (0.05 / 12: 2.87 deviations) is not excluded if 12 numbers are compared, but
-    # it is if there is only one.
-    rng = np.random.default_rng(2)
+def test_exclusion_by_hand():
+    # Three images of 0 when the truth is 0.58 + 0.005: (1 - 0.575)^3 twice, whatever else scores may be; rounding is granted.
+    assert exclusion_p_value(0.0, 0.58, 3) == pytest.approx(2 * 0.425**3)
+    assert exclusion_p_value(1.0, 0.58, 4) == pytest.approx(2 * 0.585**4)
+    assert exclusion_p_value(0.58, 0.58, 1000) == 1.0
+    assert exclusion_p_value(0.584, 0.58, 1000) == 1.0
+    assert np.isnan(exclusion_p_value(0.5, float("nan"), 3))
+    assert exclusion_p_value(0.5, 1.0, 3) == pytest.approx(2 * (0.5 * 0.5 / (0.995 * 0.005)) ** -1.5)
+
+
+@pytest.mark.parametrize(("truth", "scale"), [(0.58, 1.0), (0.1, 1.0), (0.84, 0.2)])
+def test_a_true_value_is_rarely_excluded(truth, scale):
+    # Beta scores of that mean: nearly coins, or spread in between.
+    rng = np.random.default_rng(0)
+    for n in (2, 5, 40):
+        means = rng.beta(truth * scale, (1 - truth) * scale, size=(2_000, n)).mean(1)
+        wrong = np.mean([exclusion_p_value(mean, truth, n) < 0.05 for mean in means])
+        assert wrong <= 0.05
+
+
+def test_the_more_numbers_are_compared_the_more_it_takes_to_exclude_one():
+    # Forty images with soundness 0.1 each: p = 2 exp(-40 KL(0.1 || 0.275)) = 0.02 for a paper's value of 0.28.
     methods = [f"m{i}" for i in range(6)]
     prob = np.tile(np.float32([1.0, 0.0005]), (40, 1))
-    curve = np.zeros((6, 40, 2, 3), np.float32)
-    curve[:, :, 0] = 0.9
-    curve[:, :, 1] = (0.001 / rng.uniform(0.2, 0.8, (6, 40)))[..., None]
+    curve = np.full((6, 40, 2, 3), 0.01, np.float32)
     one = {("all", "nll"): dataset(prob, curve, methods)}
-    soundness = 0.001 / curve[0, :, 1, 0].astype(float)
-    error = soundness.std() / np.sqrt(40)
-    between = soundness.mean() + 2.4 * error
     rest = {(m, metric): 0.5 for m in methods for metric in NUMBERS}
 
-    def of_interest(paper):
-        found = grid_table(one, paper)
-        return found[
-            (found.thresholds == "paper") & (found["rule"] == "mean") & (found.method == "m0") & (found.metric == "soundness")
-        ].iloc[0]
+    def excluded(paper):
+        found = grid_table(one, paper).set_index(["thresholds", "rule", "method", "metric"])
+        return found.loc[("paper", "mean", "m0", "soundness"), ["p_value", "excluded"]].tolist()
 
-    many, alone = of_interest(paper_of({**rest, ("m0", "soundness"): between})), of_interest(paper_of({("m0", "soundness"): between}))
-    assert many.high < between
-    assert not many.excluded
-    assert alone.excluded
-    # Beyond both: 3.6 deviations.
-    assert of_interest(paper_of({**rest, ("m0", "soundness"): soundness.mean() + 3.6 * error})).excluded
+    p_value = 2 * np.exp(-40 * (0.1 * np.log(0.1 / 0.275) + 0.9 * np.log(0.9 / 0.725)))
+    assert 0.05 / 12 < p_value < 0.05
+    assert excluded(paper_of({("m0", "soundness"): 0.28})) == [pytest.approx(p_value, rel=1e-4), True]
+    assert excluded(paper_of({**rest, ("m0", "soundness"): 0.28})) == [pytest.approx(p_value, rel=1e-4), False]
 
 
 def test_the_planted_cell_comes_first(summary, planted, expected, paper):
@@ -226,11 +244,23 @@ def test_the_planted_cell_comes_first(summary, planted, expected, paper):
         assert row.order_soundness == pytest.approx(1 - 6 * np.sum((ranks[0] - ranks[1]) ** 2) / (27 - 3))
 
 
-def test_verdicts_count_the_excluded_numbers(summary, table):
+def test_verdicts_count_the_excluded_numbers_and_say_how_many_images_it_takes(grid, paper):
+    # The six images thirty times: enough to exclude what is far.
+    many = {key: xr.concat([result] * 30, "image") for key, result in grid.items()}
+    table, summary = grid_table(many, paper), cell_summary(many, paper, n_resamples=20)
+    few = cell_summary(grid, paper, n_resamples=20).set_index(CELL)
     for row in summary.itertuples():
         inside = table[(table[CELL] == [row.softmax, row.loss, row.thresholds, row.rule]).all(axis=1)]
         assert row.excluded == inside.excluded.sum()
         assert row.verdict == ("excluded" if inside.excluded.any() else "compatible")
+        needed = few.loc[(row.softmax, row.loss, row.thresholds, row.rule), "n_to_exclude"]
+        assert row.n_to_exclude == needed, "it depends on the means only"
+        p_values = [exclusion_p_value(r.ours, r.paper, int(n)) for r in inside.itertuples() for n in [min(needed, 10**6)]]
+        if np.isfinite(needed):
+            assert min(p_values) * len(inside) <= 0.05 * (1 + 1e-9)
+            assert min(exclusion_p_value(r.ours, r.paper, int(needed) - 1) for r in inside.itertuples()) * len(inside) > 0.05
+        else:
+            assert row.excluded == 0
     assert {"compatible", "excluded"} == set(summary.verdict), "the draw has cells of either kind"
 
 
