@@ -105,7 +105,8 @@ def test_maps_by_label_and_gallery(result):
     assert [axis.get_title() for axis in figure.axes[1:4]] == ["lynx", "tabby", "puma"]
     shown = figure.axes[1].images[1].get_array()
     heatmap = named.heatmap.values[0, 0, 0]
-    np.testing.assert_allclose(shown, (heatmap - heatmap.min()) / np.ptp(heatmap))
+    low, high = np.percentile(heatmap, [1, 99])
+    np.testing.assert_allclose(shown, (heatmap - low) / (high - low))
     figure = plots.label_gallery(result, columns=2)
     assert [axis.get_title() for axis in figure.axes] == ["cat", "dog", "ship", ""]
 
@@ -120,3 +121,49 @@ def test_figures_are_saved_as_png_and_pdf(tmp_path, table):
     plots.use_style()
     plots.save_figure(plots.completeness_soundness(table), tmp_path, "figure4")
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["figure4.pdf", "figure4.png"]
+
+
+def test_learning_curves_draw_the_mask_phase_of_every_masker():
+    columns = {"area": [0.5, 0.4, 0.3], "kept": [0.2, 0.3, 0.4], "removed": [0.5, 0.3, 0.1], "whole": [0.6, 0.6, 0.6]}
+    rows = pd.DataFrame({"phase": ["embedding", "masks", "masks"], "images": [1000, 2000, 3000], **columns})
+    figure = plots.learning_curves(pd.concat([rows.assign(masker="a"), rows.assign(masker="b")]))
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_xydata(), [[2, 0.4], [3, 0.3]])
+    assert len(figure.axes[1].get_legend().get_texts()) == 4
+
+
+def test_randomisation_draws_the_means_and_the_maps():
+    rng = np.random.default_rng(0)
+    dims, coords = (
+        ("mode", "stage", "method", "image"),
+        {"mode": ["cascading"], "stage": ["fc", "stem"], "method": ["Ours"], "image": ["a", "b"]},
+    )
+    made = xr.Dataset({name: (dims, rng.random((1, 2, 1, 2))) for name in ("spearman", "spearman_absolute", "ssim", "hog")}, coords)
+    figure = plots.randomisation(made)
+    assert len(figure.axes) == 4
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), made.spearman.mean("image").values[0, :, 0])
+    made["heatmap"] = ((*dims[:3], "y", "x"), rng.random((1, 2, 1, 8, 8)))
+    made["original"] = (("method", "y", "x"), rng.random((1, 8, 8)))
+    made["pixels"] = (("y", "x", "channel"), rng.random((8, 8, 3)))
+    figure = plots.randomised_maps(made)
+    assert [axis.get_title() for axis in figure.axes] == ["trained", "to fc", "to stem"]
+
+
+def test_protocol_distances_writes_every_cell_and_boxes_the_compatible():
+    cells = [
+        (s, m, t, r) for s in ("all", "labels") for m in ("nll", "released") for t in ("paper", "released") for r in ("mean", "trapezoid")
+    ]
+    summary = pd.DataFrame(cells, columns=["softmax", "loss", "thresholds", "rule"])
+    summary = summary.assign(distance=np.linspace(0.1, 0.6, 16), distance_completeness=0.2, distance_soundness=0.3, n_to_exclude=7.0)
+    figure = plots.protocol_distances(summary.assign(verdict=["compatible"] + ["excluded"] * 15))
+    both, images = figure.axes[2], figure.axes[3]
+    assert [text.get_text() for text in both.texts][:2] == ["0.10", "0.13"]
+    assert [text.get_bbox_patch() is not None for text in both.texts] == [True] + [False] * 15
+    assert {text.get_text() for text in images.texts} == {"7"}
+
+
+def test_label_dependence_stands_what_ignores_the_label_on_the_right(table):
+    more = [["0", "label_correlation", np.nan, 1.0, 0.9, 1.0, 5, ""], ["0.1", "label_correlation", np.nan, 0.1, 0.0, 0.2, 5, ""]]
+    figure = plots.label_dependence(pd.concat([table, pd.DataFrame(more, columns=table.columns)]))
+    points = [container.lines[0].get_xydata()[0, 0] for container in figure.axes[0].containers]
+    assert points == [1.0, 0.1]
