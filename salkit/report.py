@@ -36,10 +36,12 @@ def write_index(output: Path, profile: str, finished: Sequence[tuple[str, float,
         "that is weak evidence, and the profile may use another classifier and other images than the paper. Claims are paired "
         "comparisons on the same images.</p>"
     )
-    for path in sorted((output / "tables").glob("*.csv"), key=lambda p: (p.stem not in MAIN_TABLES, p.stem)):
+    for path in sorted((output / "tables").glob("*.csv"), key=lambda p: (_rank(p.stem), p.stem)):
         body = pd.read_csv(path, dtype={"method": str, "reference": str}).to_html(index=False, float_format=short, na_rep="", border=0)
         shown = " open" if path.stem in MAIN_TABLES else ""
-        parts.append(f'<details{shown}><summary><a href="tables/{path.name}">{path.name}</a></summary>{body}</details>')
+        parts.append(
+            f'<details{shown}><summary><a href="tables/{path.name}">{path.name}</a></summary><div class="wide">{body}</div></details>'
+        )
     parts.append("<h2>Figures</h2>")
     for path in sorted((output / "figures").glob("*.png")):
         pdf = f"figures/{path.stem}.pdf"
@@ -52,8 +54,12 @@ def write_index(output: Path, profile: str, finished: Sequence[tuple[str, float,
     return page
 
 
-MAIN_TABLES = ("table1", "table1_claims", "table2", "table2_claims", "protocol_cells")
-"""Shown open; the others are a click away."""
+def _rank(name: str) -> int:
+    return MAIN_TABLES.index(name) if name in MAIN_TABLES else len(MAIN_TABLES)
+
+
+MAIN_TABLES = ("table1", "table1_claims", "protocol_cells", "table2", "table2_claims")
+"""Shown first and open; the others are a click away."""
 
 CAPTIONS = {
     "figure1_masks": "Figure 1. Masks for a wrong label (f near 0) reach a large g: the net can be made to see what is not there.",
@@ -85,7 +91,7 @@ PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums }}
 th, td {{ padding: 0.2rem 0.8rem; text-align: left; border-bottom: 1px solid #ddd }}
-summary {{ margin: 1rem 0 0.3rem; font-weight: 600 }} figure {{ margin: 2rem 0 }} img {{ max-width: 100% }} figcaption {{ color: #555 }}
+summary {{ margin: 1rem 0 0.3rem; font-weight: 600 }} .wide {{ overflow-x: auto }} figure {{ margin: 2rem 0 }} img {{ max-width: 100% }} figcaption {{ color: #555 }}
 </style></head><body>
 {body}
 </body></html>
