@@ -91,7 +91,8 @@ PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums }}
 th, td {{ padding: 0.2rem 0.8rem; text-align: left; border-bottom: 1px solid #ddd }}
-summary {{ margin: 1rem 0 0.3rem; font-weight: 600 }} .wide {{ overflow-x: auto }} figure {{ margin: 2rem 0 }} img {{ max-width: 100% }} figcaption {{ color: #555 }}
+summary {{ margin: 1rem 0 0.3rem; font-weight: 600 }} .wide {{ overflow-x: auto }}
+figure {{ margin: 2rem 0 }} img {{ max-width: 100% }} figcaption {{ color: #555 }}
 </style></head><body>
 {body}
 </body></html>
