@@ -21,7 +21,6 @@ from salkit.methods.base import (
     default_batch_size,
     label_names,
     mask_side,
-    same_size_chunks,
 )
 from salkit.models import Classifier
 
@@ -165,7 +164,10 @@ class IGOSpp:
         noise = torch.from_numpy(np.array(draws)).to(paths).mul_(self.noise).flatten(0, 1) if draws else None
         share = torch.arange(1, self.n_path + 1, device=paths.device, dtype=paths.dtype) / self.n_path
         size = self.internal_batch_size or default_batch_size(pairs.inputs)
-        for chunk, at in ((c.to(paths.device), full.to(paths.device)) for c, full in same_size_chunks(n * points, size)):
+        index = torch.arange(n * points, device=paths.device)
+        total, slopes = paths.new_zeros(n), torch.zeros_like(paths)
+        for chunk in index.split(size):
+            at = torch.cat([chunk, chunk[:1].expand(size - len(chunk))])
             pair, term, k = at // points, at % points // self.n_path, at % self.n_path
             shown, hidden = pairs.ends(pair, term)
             composites = masking.composite(shown, share[k, None, None, None] * paths[pair, term].unsqueeze(1), hidden)
