@@ -2,6 +2,9 @@
 PROFILE  ?= demo
 OUTPUT   ?= runs/$(PROFILE)
 NOTEBOOK ?=
+STORE    ?=
+EXECUTOR ?= serial
+WORKERS  ?=
 PYTHON   ?= python3
 
 # An active conda environment is used as it is; otherwise everything lives in .venv.
@@ -14,10 +17,10 @@ PY    := $(ENV)/bin/python
 READY := $(ENV)/.salkit-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce plan test test-fast test-notebooks record lab lint clean
+.PHONY: help env reproduce runs plan test test-fast test-faults test-notebooks record lab lint clean
 
 help:  ## this list
-	@echo "usage: make TARGET [PROFILE=smoke|demo|paper] [NOTEBOOK=03] [OUTPUT=runs/demo]"; echo
+	@echo "usage: make TARGET [PROFILE=smoke|demo|paper] [NOTEBOOK=03] [OUTPUT=runs/demo] [STORE=FOLDER] [EXECUTOR=dask WORKERS=2]"; echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(READY)  ## make the environment: .venv, or the active conda environment
@@ -25,11 +28,15 @@ env: $(READY)  ## make the environment: .venv, or the active conda environment
 
 $(READY): pyproject.toml constraints.txt
 	@$(if $(CONDA_PREFIX),echo "using the active conda environment $(CONDA_PREFIX)",$(PYTHON) -m venv $(ENV))
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks,test]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks,test,dist]"
 	@touch $@
 
-reproduce: $(READY)  ## execute the notebooks and write OUTPUT/index.html (PROFILE, NOTEBOOK, OUTPUT)
-	$(PY) -m salkit reproduce --profile $(PROFILE) --output $(OUTPUT) $(if $(NOTEBOOK),--notebook $(NOTEBOOK))
+reproduce: $(READY)  ## execute the notebooks and write OUTPUT/index.html; goes on where a run was stopped
+	$(PY) -m salkit reproduce --profile $(PROFILE) --output $(OUTPUT) --executor $(EXECUTOR) \
+	  $(if $(NOTEBOOK),--notebook $(NOTEBOOK)) $(if $(STORE),--store $(STORE)) $(if $(WORKERS),--workers $(WORKERS))
+
+runs: $(READY)  ## what the store of a run holds: progress, size, age
+	$(PY) -m salkit runs --store $(or $(STORE),$(OUTPUT)/store)
 
 plan: $(READY)  ## passes and estimated hours of a profile on this device (PROFILE)
 	$(PY) -m salkit plan --profile $(PROFILE)
@@ -38,6 +45,9 @@ test: test-fast test-notebooks  ## everything that must pass: unit tests, then n
 
 test-fast: $(READY)  ## unit tests and the examples in the docstrings, about a minute
 	$(PY) -m pytest
+
+test-faults: $(READY)  ## 50 kills at random moments and other faults of a real run, about ten minutes
+	$(PY) -m pytest -o addopts="" -m faults tests/test_faults.py -s
 
 test-notebooks: $(READY)  ## re-execute the notebooks (demo) and compare with their committed outputs
 	rm -rf runs/notebook

@@ -13,16 +13,22 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from salkit import costs, experiment, masker_training, models, reproduce, tables, training
+from salkit import compare, costs, masker_training, models, reproduce, tables, training
 from salkit.data import data_dir, load_distractors, load_images, open_images
-from salkit.evaluation import evaluate
+from salkit.evaluation import evaluate, open_results
+from salkit.executors import ShardError
 from salkit.methods import METHODS, get_method
 from salkit.methods.masker import save_masker
 from salkit.scores import PROTOCOLS
+from salkit.store import Store as ResultStore
+from salkit.store import StoreError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Completeness and soundness of saliency maps.", rich_markup_mode=None)
 console = Console()
 
+Store = Annotated[Path | None, typer.Option(help="Folder that keeps results; a run that was stopped goes on from it.")]
+Executor = Annotated[str, typer.Option(help="serial, dask (local workers) or the address of a Dask scheduler, tcp://host:port.")]
+Workers = Annotated[int | None, typer.Option(help="Local Dask workers; default one a GPU, or one a core.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 
@@ -33,11 +39,15 @@ def reproduce_command(
     notebook: Annotated[str | None, typer.Option(help="Only this notebook (name or its beginning).")] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go; default runs/PROFILE.")] = None,
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the notebooks' parameter cells.")] = None,
+    store: Store = None,
+    executor: Executor = "serial",
+    workers: Workers = None,
 ) -> None:
-    """Execute the notebooks in order and write the report."""
+    """Execute the notebooks in order and write the report; what is in the store already is not computed again."""
     with _errors():
         parameters = dict(_name_and_value(p) for p in parameter or [])
-        index = reproduce.reproduce(profile, notebook=notebook, output_dir=output, parameters=parameters, console=console)
+        where = {"output_dir": output, "store": store, "executor": executor, "workers": workers}
+        index = reproduce.reproduce(profile, notebook=notebook, **where, parameters=parameters, console=console)  # type: ignore[arg-type]
         console.print(f"Open {index}")
 
 
@@ -49,7 +59,7 @@ def plan_command(
     """Count a profile's passes and estimate its hours on this device."""
     with _errors():
         planned = costs.plan(profile, device)
-        name = experiment.resolve_device(device)
+        name = models.resolve_device(device)
     table = Table(title=f"profile {profile} on {_device_name(name)}")
     for column in ("notebook", "forward passes", "forward-backward passes", "hours"):
         table.add_column(column, justify="left" if column == "notebook" else "right", no_wrap=True)
@@ -78,6 +88,9 @@ def evaluate_command(
     protocol: Annotated[str, typer.Option(help=f"{' or '.join(PROTOCOLS)}.")] = "paper",
     points: Annotated[int, typer.Option(help="Points of a curve.")] = 28,
     csv: Annotated[Path | None, typer.Option(help="Also write the table here.")] = None,
+    store: Store = None,
+    executor: Executor = "serial",
+    workers: Workers = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -92,9 +105,20 @@ def evaluate_command(
         chosen = [int(a) for a in labels.split(",")] if labels else None
         if chosen is None and kind == "imagenet":
             chosen = sorted(set(images.labels[images.labels >= 0].tolist()))
-        net = models.load_classifier(classifier, chosen, PROTOCOLS[protocol].softmax_over, experiment.resolve_device(device))
+        net = models.load_classifier(classifier, chosen, PROTOCOLS[protocol].softmax_over)
         pool = load_distractors(data, seed=seed, preprocessing=kind)
-        scores = evaluate(net, images, methods, distractors=pool, protocol=protocol, n_steps=points, seed=seed)
+        scores = evaluate(
+            *(net, images, methods),
+            distractors=pool,
+            protocol=protocol,
+            n_steps=points,
+            seed=seed,
+            device=device,
+            store=store,
+            name="_".join(method),
+            executor=executor,
+            workers=workers,
+        )
         table = tables.tidy_table(scores, tables.paper_values("none")).drop(columns=["paper", "verdict"])
     shown = Table(title=f"{len(images)} images of {data}, {classifier}, protocol {protocol}")
     for column in ("method", "metric", "mean", "95 % interval", "n"):
@@ -128,7 +152,7 @@ def train_classifier_command(
         sets = [load_images(name, split="train", preprocessing="cifar10", show_progress=True) for name in train]
         held_out = load_images(val, preprocessing="cifar10")
         torch.manual_seed(seed)
-        model = models.cifar10_net(net).to(experiment.resolve_device(device))
+        model = models.cifar10_net(net).to(models.resolve_device(device))
         recipe = training.Recipe(epochs=epochs, seed=seed)
         out.parent.mkdir(parents=True, exist_ok=True)
         log = training.train_classifier(
@@ -167,7 +191,7 @@ def train_masker_command(
         preprocessing = "cifar10" if classifier.startswith("cifar10") else "imagenet"
         files = open_images(train, split="train", preprocessing=preprocessing)
         held_out = load_images(val, preprocessing=preprocessing)
-        net = models.load_classifier(classifier, device=experiment.resolve_device(device))
+        net = models.load_classifier(classifier, device=models.resolve_device(device))
         recipe = masker_training.MaskerRecipe(
             kind=kind,  # type: ignore[arg-type]
             class_conditional=class_conditional,
@@ -192,6 +216,84 @@ def train_masker_command(
     console.print(table)
 
 
+runs = typer.Typer(no_args_is_help=False, invoke_without_command=True, help="What a store holds: list (the default), prune, export.")
+app.add_typer(runs, name="runs")
+StoreFolder = Annotated[Path, typer.Option("--store", help="The store's folder.")]
+
+
+@runs.callback()
+def runs_command(context: typer.Context, store: StoreFolder = Path("runs/demo/store")) -> None:
+    """List the runs of a store with their progress, size and age."""
+    if context.invoked_subcommand:
+        return
+    with _errors():
+        kept = _existing(store)
+        table = Table(title=str(store))
+        for column in ("run", "rows", "missing", "size", "last change"):
+            table.add_column(column, justify="left" if column in ("run", "missing") else "right")
+        for row in kept.overview():
+            table.add_row(
+                row.name or "(no run)", f"{row.done} of {row.rows}", ", ".join(row.missing) or "nothing", _bytes(row.size), row.age()
+            )
+    console.print(table)
+
+
+@runs.command("prune")
+def prune_command(
+    store: StoreFolder = Path("runs/demo/store"),
+    drop: Annotated[list[str] | None, typer.Option(help="First forget this run (name or its beginning).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove experiments that no run needs, and what crashes and damage left behind."""
+    with _errors():
+        kept = _existing(store)
+        gone = kept.prune(drop=drop or (), dry_run=dry_run)
+        for path in gone:
+            console.print(f"{'would remove' if dry_run else 'removed'} {path}", soft_wrap=True)
+        console.print(f"{len(gone)} removed" if not dry_run else f"{len(gone)} to remove")
+
+
+@runs.command("export")
+def export_command(
+    out: Annotated[Path, typer.Argument(help="A .nc file (netCDF) to write.")],
+    run: Annotated[str, typer.Option(help="Name of the run, or its beginning; of several the latest.")] = "table1",
+    store: StoreFolder = Path("runs/demo/store"),
+) -> None:
+    """Write what is there of a run as one netCDF file, for publication."""
+    with _errors():
+        if out.suffix != ".nc":
+            raise ValueError(f"out: expected a file name that ends in .nc, got {out}")
+        results = open_results(_existing(store), run)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        results.to_netcdf(f"{out}.part", engine="scipy")
+        Path(f"{out}.part").replace(out)
+    console.print(f"{out}: {dict(results.sizes)}; missing: {results.attrs['missing'] or 'nothing'}")
+
+
+@app.command("compare")
+def compare_command(
+    run_a: Annotated[Path, typer.Argument(help="A run's output folder, or its store.")],
+    run_b: Annotated[Path, typer.Argument(help="Another one.")],
+    maps: Annotated[float, typer.Option(help="Largest difference of a learned mask that passes.")] = compare.MAPS,
+    scores: Annotated[float, typer.Option(help="Largest difference of a probability, curve or score that passes.")] = compare.SCORES,
+) -> None:
+    """Print the largest differences between two runs; exit code 1 above the tolerances."""
+    with _errors():
+        table = compare.compare_stores(*(_existing(path / "store" if (path / "store").is_dir() else path) for path in (run_a, run_b)))
+    shown = Table(title=f"{run_a} and {run_b}")
+    for column in table.columns:
+        shown.add_column(column, justify="left" if column in ("run", "method", "score", "where") else "right")
+    for row in table.itertuples(index=False):
+        shown.add_row(*(f"{v:.2g}" if isinstance(v, float) else str(v) for v in row))
+    console.print(shown)
+    worst = {kind: table[(table.score == "map") == (kind == "maps")].largest.max() for kind in ("maps", "scores")}
+    limits = {"maps": maps, "scores": scores}
+    beyond = [f"{kind}: {worst[kind]:.2g} > {limits[kind]:g}" for kind in worst if worst[kind] > limits[kind]]
+    console.print("; ".join(beyond) if beyond else f"equal within {maps:g} (maps) and {scores:g} (scores)")
+    if beyond:
+        raise typer.Exit(1)
+
+
 @app.command("info")
 def info_command() -> None:
     """Versions, device and what is cached: what to quote with a number."""
@@ -202,7 +304,7 @@ def info_command() -> None:
         except PackageNotFoundError:
             table.add_row(package, "not installed")
     table.add_row("python", platform.python_version())
-    table.add_row("device", _device_name(experiment.resolve_device()))
+    table.add_row("device", _device_name(models.resolve_device()))
     table.add_row("threads, capability", f"{torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}")
     shipped = sorted((data_dir() / "checkpoints").glob("*.safetensors"))
     table.add_row("checkpoints", "\n".join(p.stem for p in shipped) or "none")
@@ -230,13 +332,30 @@ def _name_and_value(text: str) -> tuple[str, int | float | str]:
     return name, value
 
 
+def _existing(folder: Path) -> ResultStore:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"store: expected a folder with results, got {folder}, which is not one")
+    return ResultStore(folder)
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
 class _errors:
-    """A wrong input ends in one clear line and exit code 1, not in a traceback."""
+    """A wrong input ends in one clear line and exit code 1, not in a traceback; Ctrl-C in a line that says how to go on and code 130."""
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (ValueError, TypeError, FileNotFoundError, reproduce.NotebookError)):
+        if isinstance(error, KeyboardInterrupt):
+            Console(stderr=True).print("stopped. Finished shards are in the store; the same command goes on where it was.", style="yellow")
+            raise typer.Exit(130)
+        if isinstance(error, (ValueError, TypeError, FileNotFoundError, ShardError, StoreError, reproduce.NotebookError)):
             Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1)
 

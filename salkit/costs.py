@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from salkit.curves import insertion_curve
-from salkit.experiment import resolve_device
 from salkit.masker_training import make_masker, stages, taps_of
-from salkit.methods import LearnedMask, SaliencyMethod
-from salkit.methods.base import default_batch_size, method_cost
-from salkit.models import load_classifier
+from salkit.methods import LearnedMask, SaliencyMethod, same_map_for_all_labels
+from salkit.methods.base import method_cost
+from salkit.models import load_classifier, resolve_device
+from salkit.passes import batch_size
 from salkit.profiles import (
     CHEAP_ROWS,
     SANITY_ROWS,
@@ -27,6 +27,7 @@ from salkit.profiles import (
 )
 from salkit.saliency_metric import ALPHAS
 from salkit.scores import PROTOCOLS
+from salkit.tasks import maps_are_kept
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
     figures = [(figure2, 1, 2), (table1, imagenette.own_label_images, 2), (gallery, 1, n_labels)]
     # The thresholds of the saliency metric: a map and a crop for each value on every held-out image, two crops on every image.
     held_out = count_passes(replace(imagenette, n_points=0), table1, imagenette.held_out, 1)
+    # Maps that are not kept are computed once more for the crops of the images themselves.
+    again = count_passes(replace(imagenette, n_points=0), {k: m for k, m in table1.items() if not maps_are_kept(m)}, n, 1)
     crops = len(table1) * (imagenette.held_out * len(ALPHAS) + 2 * n)
     main = count_passes(imagenette, table1, n, n_labels, blur_games=True)
     ours = our_methods(imagenette, protocol)
@@ -66,7 +69,7 @@ def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
         "00_train_maskers": _training_passes(imagenette),
         "01_theory_toy_model": (0, 0),
         "02_cifar10_tv_sweep": count_passes(cifar10, sweep, cifar10.n_images, 10),
-        "03_imagenette_table1": (main[0] + held_out[0] + crops, main[1] + held_out[1]),
+        "03_imagenette_table1": (main[0] + held_out[0] + again[0] - n + crops, main[1] + held_out[1] + again[1]),
         "04_figures": _sum(count_passes(imagenette, *what) for what in figures),
         "05_sanity_checks": _sum([count_passes(replace(imagenette, n_points=0), sanity, imagenette.sanity_images, 1)] * 13),
         "06_which_protocol": _sum(count_passes(imagenette, *what) for what in grid),
@@ -107,7 +110,10 @@ def count_passes(
     inner, ends = (n_points - 1, 2) if n_points else (0, 0)
     forward, forward_backward = n_images, 0
     for method in methods.values():
-        maps = n_images * (n_labels if getattr(method, "depends_on_label", True) else 1)
+        if isinstance(method, same_map_for_all_labels):  # explains predictions that are known by then
+            method, maps = method.method, n_images
+        else:
+            maps = n_images * (n_labels if getattr(method, "depends_on_label", True) else 1)
         cost = method_cost(method)
         computed = n_images if cost.per == "image" else maps
         games = 3 if blur_games else 1
@@ -121,7 +127,7 @@ def _seconds_per_pass(study: Study, device: str) -> tuple[float, float]:
     classifier = load_classifier(study.classifier, study.labels, device=device, pretrained=False)
     image = torch.randn(3, _side(study), _side(study), generator=torch.Generator().manual_seed(0)).to(device)
     # Whole batches, since a half-empty one is slower a pass.
-    inputs = image.repeat(2 * default_batch_size(image[None]), 1, 1, 1)
+    inputs = image.repeat(2 * batch_size(image[None]), 1, 1, 1)
     target = torch.zeros(len(inputs), dtype=torch.int64, device=device)
     method = LearnedMask(scale=1, n_steps=3, n_distractors=1, infill="gray")
     heatmaps = inputs[:, 0]

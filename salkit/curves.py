@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from salkit.masking import rank_pixels
-from salkit.methods.base import check_pairs, default_batch_size
+from salkit.methods.base import check_pairs
 from salkit.models import Classifier
+from salkit.passes import batch_size, smaller_when_out_of_memory
 
 AucRule = Literal["mean", "trapezoid"]
 
@@ -99,6 +100,7 @@ def deletion_curve(
     )
 
 
+@smaller_when_out_of_memory
 @torch.no_grad()
 def insertion_curves_all_labels(
     classifier: Classifier,
@@ -126,7 +128,7 @@ def insertion_curves_all_labels(
     first = torch.cartesian_prod(torch.arange(len(inputs)) * k, ends)
     points = torch.cat([first, torch.cartesian_prod(torch.arange(len(heatmaps)), inner)]).to(inputs.device)
     chunks = []
-    for pair, point in (p.unbind(1) for p in points.split(internal_batch_size or default_batch_size(inputs))):
+    for pair, point in (p.unbind(1) for p in points.split(batch_size(inputs, internal_batch_size))):
         keep = ranks[pair] < kept[point, None, None, None]
         chunks.append(classifier(torch.where(keep, inputs[pair // k], fill[pair // k])).exp())
     found = torch.cat(chunks)

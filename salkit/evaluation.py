@@ -1,9 +1,10 @@
-"""`evaluate`: run methods over all (image, label) pairs and score them."""
+"""`evaluate`: run methods over all (image, label) pairs and score them; `open_results`: what a store holds of that."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,12 +13,16 @@ import xarray as xr
 from torch import Tensor
 
 from salkit import masking
-from salkit.curves import AucRule, auc, check_heatmaps, insertion_curves_all_labels, kept_counts
-from salkit.data import ImageSet, progress_bar
-from salkit.methods import SaliencyMethod, get_method
+from salkit.curves import AucRule, auc, kept_counts
+from salkit.data import ImageSet
+from salkit.executors import Engine, open_engine, raise_failures
+from salkit.experiment import canonical, digest
+from salkit.methods import SaliencyMethod, get_method, same_map_for_all_labels
 from salkit.models import Classifier
-from salkit.saliency_metric import BoxRule, choose_alpha, saliency_metric
-from salkit.scores import PROTOCOLS, Protocol, completeness, label_correlation, soundness
+from salkit.saliency_metric import ALPHAS, BoxRule, best_alpha
+from salkit.scores import PROTOCOLS, Protocol, completeness, soundness
+from salkit.store import Store, StoreError
+from salkit.tasks import Labels, Part, PartMaker, Source, as_heatmaps, maps_are_kept
 
 
 def evaluate(
@@ -37,9 +42,17 @@ def evaluate(
     keep_heatmaps: bool = False,
     keep_curves: bool = False,
     images_per_batch: int = 16,
+    device: str | None = None,
+    store: str | Path | Store | None = None,
+    name: str = "evaluation",
+    executor: str = "serial",
+    workers: int | None = None,
     show_progress: bool = True,
 ) -> xr.Dataset:
     """Score saliency methods on all (image, label) pairs.
+
+    With a `store` every finished shard is kept: a run that was stopped goes on where it was, one that is repeated computes nothing, and
+    one with another setting computes what depends on it (other thresholds nothing, another number of points no maps).
 
     Args:
         classifier: its softmax scope should be the protocol's; its label list gives the labels.
@@ -57,8 +70,13 @@ def evaluate(
         seed: of every random draw.
         keep_heatmaps: also return `heatmap` with dims y and x, and `pixels (image, y, x, channel)` of an `ImageSet`.
         keep_curves: also return `insertion_curve` with dim kept.
-        images_per_batch: images (with all their labels) handed to a method at a time; changes no number.
-        show_progress: a bar over methods and images.
+        images_per_batch: images (with all their labels) whose curves are computed together; changes no number.
+        device: where to compute: None where the classifier is, `"auto"` on a GPU if whoever computes has one, else as named.
+        store: a folder (or `Store`) to keep results in and to read them from; None keeps nothing.
+        name: of this run in the store, for `salkit runs` and `open_results`.
+        executor: `"serial"`, `"dask"` for local workers, or the address of a Dask scheduler (`"tcp://host:port"`).
+        workers: how many local workers; None for one a GPU, or one a core.
+        show_progress: bars over what is computed.
 
     Returns:
         `prob (image, label)`; `insertion_auc`, `deletion_auc`, `completeness`, `soundness`, `tie_share` `(method, image, label)`;
@@ -69,58 +87,151 @@ def evaluate(
 
     Raises:
         TypeError: wrong types.
-        ValueError: wrong values; a method that returns maps of the wrong shape or not finite.
+        ValueError: wrong values; without a store also whatever a method raises, or its maps of the wrong shape or not finite.
+        ShardError: with a store: pairs that could not be computed, by name, after all others were computed and kept.
+        StoreError: the store cannot be written, or holds a manifest that somebody changed.
 
     Example:
         >>> scores = evaluate(load_classifier("cifar10-resnet20"), load_images("cifar10-samples"), ["random"])  # doctest: +SKIP
         >>> worst_case(scores.soundness).sel({"method": "random"})  # doctest: +SKIP
     """
     chosen, rules = _check_evaluate(classifier, images, methods, protocol, deletion)
-    inputs, ids = (images.images, list(images.ids)) if isinstance(images, ImageSet) else (images, masking.image_ids(images))
-    pool = images if distractors is None else distractors
-    device = next((p.device for p in classifier.parameters()), inputs.device)
-    every = probabilities(classifier, inputs)
-    targets = _check_targets(targets, every)
-    prob = every.gather(1, targets)
+    inputs, ids = named(images)
+    pool, _ = named(images if distractors is None else distractors)
     kept = kept_counts(inputs[0, 0].numel(), n_steps)
-    run = _Run(
-        classifier=classifier,
-        pool=_tensor(pool).to(device),
-        rule=rules.auc_rule,
-        deletion=deletion,
-        blur_games=blur_games,
-        keep=(["insertion_curve"] if keep_curves else []) + (["heatmap"] if keep_heatmaps else []),
-        seed=seed,
-        curve={"n_steps": n_steps, "seed": seed},
-        baseline=baseline,
-    )
-    bar = progress_bar(None, show_progress, total=len(chosen) * len(ids), unit="image")
-    found: dict[str, list[Tensor]] = {}
-    for name, method in chosen.items():
-        bar.set_description(f"{name:<24.24}")
-        alpha = None if held_out is None else run.choose_alpha(method, held_out)
-        batches = []
-        for rows in torch.arange(len(ids)).split(images_per_batch):
-            names = [ids[i] for i in rows]
-            batches.append(run.score(method, inputs[rows].to(device), names, targets[rows].to(device), prob[rows].to(device), alpha))
-            bar.update(len(rows))
-        for key in batches[0]:
-            found.setdefault(key, []).append(torch.cat([batch[key].cpu() for batch in batches]))
-        if alpha is not None:
-            found.setdefault("alpha", []).append(torch.tensor(alpha))
-    bar.close()
-    variables = {key: (("method", *DIMS[key]), torch.stack(values).numpy()) for key, values in found.items()}
-    coords = {"method": list(chosen), "image": ids} | ({"kept": kept.numpy()} if keep_curves else {})
-    coords |= {"game": list(GAMES), "infill": list(run.infills), "rule": list(get_args(AucRule)), "box": list(get_args(BoxRule))}
-    result = xr.Dataset({"prob": (("image", "label"), prob.numpy())} | variables, coords)
-    result = result.assign_coords(_label_coords(classifier, images, targets, every.shape[1]))
-    result["prediction"] = result.prob.argmax("label")
-    result = rescore(result, rules)
-    if keep_heatmaps and isinstance(images, ImageSet):
-        result["pixels"] = (("image", "y", "x", "channel"), images.pixels().numpy())
-    return result.assign_attrs(asdict(rules) | {"n_steps": len(kept) - 1, "seed": seed, "baseline": baseline})
+    curve = {"n_steps": len(kept) - 1, "baseline": baseline, "deletion": deletion, "blur_games": blur_games}
+    with open_engine(store, executor, workers, show_progress) as engine:
+        sources = [Source(classifier, inputs, ids, pool, device, images_per_batch)]
+        maker = PartMaker(name, sources[0], seed)
+        every = _probabilities(maker, sources, engine)
+        targets = _check_targets(targets, every)
+        best = every.gather(1, targets).argmax(1)
+        plans = [_plan(maker, title, method, targets, best, every, keep_heatmaps, curve) for title, method in chosen.items()]
+        if held_out is not None:
+            sources.append(Source(classifier, *named(held_out), pool, device, images_per_batch))
+            _plan_held_out(PartMaker(f"{name}, held out", sources[1], seed, 1), sources, plans, engine)
+        run = {
+            "coords": {"method": list(chosen), "image": list(ids), "kept": kept.tolist()}
+            | _label_coords(classifier, images, targets, every.shape[1]),
+            "protocol": asdict(rules),
+            "attrs": {"n_steps": len(kept) - 1, "seed": seed, "baseline": baseline},
+            "prob": maker.probabilities().experiment.key,
+            "targets": targets.tolist(),
+        }
+        failures = []
+        _keep_run(engine, name, run, plans)
+        for phase in PHASES:
+            if phase == "crops":
+                for plan in plans:
+                    plan.choose_alpha(maker, engine.store)
+                _keep_run(engine, name, run, plans)
+            parts = [part for plan in plans for part in plan.parts(phase)]
+            failures += engine.run(parts, sources, desc=phase)
+        raise_failures(failures, engine.store)
+        result = _assemble(engine.store, run | {"methods": [plan.keys() for plan in plans]})
+        if not keep_curves:
+            result = result.drop_vars(["insertion_curve", "kept"])
+        if keep_heatmaps:
+            result["heatmap"] = (("method", "image", "label", "y", "x"), _heatmaps(engine.store, plans, inputs.shape[-2:]))
+            if isinstance(images, ImageSet):
+                result["pixels"] = (("image", "y", "x", "channel"), images.pixels().numpy())
+    return result
 
 
+def open_results(store: str | Path | Store, name: str = "evaluation") -> xr.Dataset:
+    """What a store holds of a run: the variables of `evaluate(keep_curves=True)`, NaN where nothing has been computed yet.
+
+    Args:
+        store: the folder (or `Store`).
+        name: of the run, or the beginning of its name; of several the latest.
+
+    Returns:
+        The dataset; its attribute `missing` says in words what is not there, empty when all is.
+
+    Raises:
+        StoreError: no such run.
+
+    Example:
+        >>> open_results("runs/demo/store", "table1").attrs["missing"]  # doctest: +SKIP
+        'Ours: maps 12 of 50'
+    """
+    kept = store if isinstance(store, Store) else Store(store)
+    runs = {full: run for full, run in kept.runs().items() if full.startswith(name)}
+    if not runs:
+        raise StoreError(f"{kept.folder}: expected a run whose name begins with {name!r}, got {sorted(kept.runs())}")
+    return _assemble(kept, list(runs.values())[-1], partly=True)
+
+
+@dataclass
+class _Plan:
+    """The parts that one method's results are made of."""
+
+    title: str
+    method: SaliencyMethod
+    labels: Labels
+    maps: Part | None
+    curves: Part
+    held_maps: Part | None = None
+    held_crops: Part | None = None
+    crops: Part | None = None
+    alpha: float | None = None
+
+    def parts(self, phase: str) -> list[Part]:
+        """Those that are computed together: maps, then what needs them, then what needs a threshold."""
+        of = {"maps": (self.maps, self.held_maps), "curves": (self.curves, self.held_crops), "crops": (self.crops,)}
+        return [part for part in of[phase] if part is not None]
+
+    def choose_alpha(self, maker: PartMaker, store: Store) -> None:
+        """Once the held-out images are measured: the threshold, and the part that uses it."""
+        if self.held_crops is not None and not store.missing(self.held_crops.experiment):
+            self.alpha = best_alpha(torch.from_numpy(store.read(self.held_crops.experiment.key)["threshold"]))
+            settings = {"alphas": (self.alpha,), "largest_component": True}
+            self.crops = maker.crops(self.title, self.method, self.maps, self.labels, **settings)
+
+    def keys(self) -> dict[str, Any]:
+        """For the run's manifest."""
+        named = {"maps": self.maps, "curves": self.curves, "held_maps": self.held_maps, "held_crops": self.held_crops, "crops": self.crops}
+        return {name: part and part.experiment.key for name, part in named.items()} | {"method": self.title, "alpha": self.alpha}
+
+
+def _plan(
+    maker: PartMaker,
+    title: str,
+    method: SaliencyMethod,
+    targets: Tensor,
+    best: Tensor,
+    every: Tensor,
+    keep_maps: bool,
+    curve: Mapping[str, Any],
+) -> _Plan:
+    explained = targets
+    if isinstance(method, same_map_for_all_labels):
+        method, explained = method.method, every.argmax(1, keepdim=True)
+    elif not getattr(method, "depends_on_label", True):
+        explained = targets.gather(1, best[:, None])
+    labels = Labels(targets, best, explained)
+    maps = maker.maps(title, method, explained) if keep_maps or maps_are_kept(method) else None
+    return _Plan(title, method, labels, maps, maker.curves(title, method, maps, labels, **curve))
+
+
+def _plan_held_out(maker: PartMaker, sources: Sequence[Source], plans: Sequence[_Plan], engine: Engine) -> None:
+    """Maps of the held-out images' predictions and their crops for every threshold."""
+    prediction = _probabilities(maker, sources, engine).argmax(1, keepdim=True)
+    labels = Labels(prediction, torch.zeros(len(prediction), dtype=torch.int64), prediction)
+    for plan in plans:
+        plan.held_maps = None if plan.maps is None else maker.maps(plan.title, plan.method, prediction)
+        plan.held_crops = maker.crops(plan.title, plan.method, plan.held_maps, labels, alphas=ALPHAS)
+
+
+def _keep_run(engine: Engine, name: str, run: Mapping[str, Any], plans: Sequence[_Plan]) -> None:
+    """Write the run's manifest, named by the first of its experiments' hashes so that other settings get one of their own."""
+    methods = [plan.keys() for plan in plans]
+    keys = [run["prob"], *(part.experiment.key for plan in plans for phase in PHASES for part in plan.parts(phase))]
+    mark = digest(canonical([run["prob"], [m["curves"] for m in methods], [m["held_crops"] for m in methods]]))[:8]
+    engine.store.keep_run(f"{name}-{mark}", {**run, "methods": methods, "experiments": keys})
+
+
+PHASES = ("maps", "curves", "crops")
 GAMES = ("insertion", "deletion")
 DIMS = {
     "insertion_auc": ("image", "label"),
@@ -131,106 +242,140 @@ DIMS = {
     "saliency_metric": ("image", "box"),
     "alpha": (),
     "insertion_curve": ("image", "label", "kept"),
-    "heatmap": ("image", "label", "y", "x"),
 }
 """Dims of what is measured for every method."""
 
 
-@dataclass(frozen=True)
-class _Run:
-    """The settings of an evaluation that stay the same for all methods and images."""
-
-    classifier: Classifier
-    pool: Tensor
-    rule: AucRule
-    deletion: str
-    blur_games: bool
-    keep: list[str]
-    seed: int
-    curve: dict[str, Any]
-    baseline: float
-
-    @property
-    def infills(self) -> tuple[str, ...]:
-        return ("gray", "blur") if self.blur_games else ("gray",)
-
-    def score(
-        self, method: SaliencyMethod, inputs: Tensor, ids: list[str], targets: Tensor, prob: Tensor, alpha: float | None
-    ) -> dict[str, Tensor]:
-        """Everything that is measured of a method on images `(m, 3, H, W)` with `targets (m, k)`; every value has m rows."""
-        best = prob.argmax(1, keepdim=True)
-        explained = targets if getattr(method, "depends_on_label", True) else targets.gather(1, best)
-        heatmaps = self.heatmaps(method, inputs, explained, ids)
-        shown = _curves(self.classifier, inputs, heatmaps, targets, baseline=self.baseline, **self.curve)
-        row = torch.arange(len(inputs), device=inputs.device)
-        predicted = heatmaps[row, best[:, 0] if heatmaps.shape[1] > 1 else 0][:, None]
-        asked = targets.gather(1, best)
-        places = best if self.deletion == "prediction" else torch.arange(targets.shape[1], device=inputs.device).expand(len(inputs), -1)
-        deletion_auc = torch.full_like(prob, torch.nan)
-        curves = {("insertion", "gray"): shown[row, best[:, 0]]}
-        if self.deletion != "none":
-            chosen = heatmaps if heatmaps.shape[1] == 1 else heatmaps[row[:, None], places]
-            hidden = _curves(self.classifier, inputs, -chosen, targets.gather(1, places), baseline=self.baseline, **self.curve)
-            deletion_auc.scatter_(1, places, auc(hidden, self.rule, game="deletion"))
-            curves["deletion", "gray"] = hidden[row, best[:, 0] if self.deletion == "all" else 0]
-        if self.blur_games:
-            blurred = masking.rise_blur(inputs)
-            for game, sign in (("insertion", 1), ("deletion", -1)):
-                curve = _curves(self.classifier, inputs, sign * predicted, asked, baseline=blurred, **self.curve)
-                curves[game, "blur"] = curve[:, 0]
-        found = {
-            "insertion_auc": auc(shown, self.rule),
-            "deletion_auc": deletion_auc,
-            "tie_share": masking.tie_share(heatmaps.flatten(0, 1)).view(len(inputs), -1).expand_as(prob),
-            "label_correlation": label_correlation(heatmaps, self.seed),
-            "games": self.areas(curves, len(inputs)),
-        }
-        if alpha is not None:
-            call = (self.classifier, inputs, asked[:, 0], predicted[:, 0], alpha)
-            found["saliency_metric"] = torch.stack([saliency_metric(*call, rule=rule) for rule in get_args(BoxRule)], 1)
-        if "insertion_curve" in self.keep:
-            found["insertion_curve"] = shown
-        if "heatmap" in self.keep:
-            found["heatmap"] = heatmaps.expand(-1, targets.shape[1], -1, -1)
-        return found
-
-    def areas(self, curves: dict[tuple[str, str], Tensor], n: int) -> Tensor:
-        """Areas under the curves by game, infill and rule, `(n, 2, infills, 2)`; NaN for games that were not played."""
-        areas = torch.full((n, len(GAMES), len(self.infills), len(get_args(AucRule))), torch.nan)
-        for g, game in enumerate(GAMES):
-            for i, infill in enumerate(self.infills):
-                for r, rule in enumerate(get_args(AucRule)):
-                    if (game, infill) in curves:
-                        areas[:, g, i, r] = auc(curves[game, infill], rule, game=game)  # type: ignore[arg-type]
-        return areas
-
-    def heatmaps(self, method: SaliencyMethod, inputs: Tensor, targets: Tensor, ids: Sequence[str]) -> Tensor:
-        """Maps of images `(m, 3, H, W)` for k labels each, `(m, k, H, W)`."""
-        k = targets.shape[1]
-        pairs = inputs.repeat_interleave(k, 0)
-        names = [i for i in ids for _ in range(k)]
-        heatmaps = method.attribute(self.classifier, pairs, targets.flatten(), distractors=self.pool, seed=self.seed, ids=names).detach()
-        check_heatmaps(pairs, heatmaps)
-        return heatmaps.float().unflatten(0, targets.shape)
-
-    def choose_alpha(self, method: SaliencyMethod, held_out: ImageSet | Tensor) -> float:
-        """The threshold of the saliency metric that is best for a method's maps of held-out images' predictions."""
-        images = _tensor(held_out).to(self.pool.device)
-        ids = list(held_out.ids) if isinstance(held_out, ImageSet) else masking.image_ids(images)
-        target = probabilities(self.classifier, images).argmax(1).to(images.device)
-        heatmaps = self.heatmaps(method, images, target[:, None], ids)[:, 0]
-        return choose_alpha(self.classifier, images, target, heatmaps)
+def _assemble(store: Store, run: Mapping[str, Any], partly: bool = False) -> xr.Dataset:
+    """The dataset of a run's manifest, from what is in the store."""
+    coords, rules, targets = dict(run["coords"]), Protocol(**run["protocol"]), torch.tensor(run["targets"])
+    n, k = targets.shape
+    prob = torch.from_numpy(store.read(run["prob"])["prob"]).gather(1, targets)
+    best = prob.argmax(1)
+    blur = any(store.experiment(m["curves"]).what["blur_games"] for m in run["methods"])
+    found: dict[str, list[Tensor | None]] = {name: [] for name in DIMS}
+    missing = []
+    for m in run["methods"]:
+        for name in ("maps", "curves", "crops"):
+            if m[name] and (left := sum(b - a for a, b in store.missing(store.experiment(m[name])))):
+                missing.append(f"{m['method']}: {name} {store.experiment(m[name]).rows - left} of {store.experiment(m[name]).rows}")
+        arrays, there = store.read_partly(m["curves"], 0, n)
+        measured = _measure({name: torch.from_numpy(a) for name, a in arrays.items()}, best, k, rules.auc_rule, blur) if there.any() else {}
+        if m["crops"]:
+            crops = {name: torch.from_numpy(a) for name, a in store.read_partly(m["crops"], 0, n)[0].items()}
+            if crops:
+                measured["saliency_metric"] = torch.stack([crops["threshold"][:, 0], crops["largest_component"]], 1)
+            measured["alpha"] = torch.tensor(m["alpha"])
+        for name in DIMS:
+            found[name].append(measured.get(name))
+    if missing and not partly:
+        raise StoreError(f"{store.folder}: expected all results of the run, missing: {'; '.join(missing)}")
+    variables = {}
+    for name, values in found.items():
+        shape = next((v.shape for v in values if v is not None), None)
+        if shape is not None:
+            filled = [torch.full(shape, torch.nan) if v is None else v for v in values]
+            variables[name] = (("method", *DIMS[name]), torch.stack(filled).numpy())
+    if "label_name" in coords:
+        coords["label_name"] = (("image", "label"), coords["label_name"])
+    coords |= {"game": list(GAMES), "infill": ["gray", "blur"] if blur else ["gray"]}
+    coords |= {"rule": list(get_args(AucRule)), "box": list(get_args(BoxRule))}
+    result = xr.Dataset({"prob": (("image", "label"), prob.numpy())} | variables, coords)
+    result["prediction"] = result.prob.argmax("label")
+    result = rescore(result, rules) if "insertion_auc" in result else result
+    return result.assign_attrs(run["protocol"] | run["attrs"] | {"missing": "; ".join(missing)})
 
 
-def _tensor(images: ImageSet | Tensor) -> Tensor:
-    return images.images if isinstance(images, ImageSet) else images
+def _measure(curves: Mapping[str, Tensor], best: Tensor, k: int, rule: AucRule, blur: bool) -> dict[str, Tensor]:
+    """Areas and what else is measured of a method, from its curves `(N, ...)`."""
+    n, row = len(best), torch.arange(len(best))
+    shown = curves["insertion"]
+    deletion_auc = shown.new_full((n, k), torch.nan)
+    played = {("insertion", "gray"): shown[row, best]}
+    if "deletion" in curves:
+        hidden = curves["deletion"]
+        places = best[:, None] if hidden.shape[1] == 1 else torch.arange(k).expand(n, k)
+        deletion_auc.scatter_(1, places, auc(hidden, rule, game="deletion"))
+        played["deletion", "gray"] = hidden[row, best if hidden.shape[1] > 1 else 0]
+    played |= {(game, "blur"): curves[f"blur_{game}"] for game in GAMES if blur}
+    infills = ("gray", "blur") if blur else ("gray",)
+    games = shown.new_full((n, len(GAMES), len(infills), len(get_args(AucRule))), torch.nan)
+    for (game, infill), curve in played.items():
+        areas = [auc(curve, each, game=game) for each in get_args(AucRule)]  # type: ignore[arg-type]
+        games[:, GAMES.index(game), infills.index(infill)] = torch.stack(areas, 1)
+    return {
+        "insertion_auc": auc(shown, rule),
+        "deletion_auc": deletion_auc,
+        "tie_share": curves["tie_share"].expand(n, k),
+        "label_correlation": curves["label_correlation"],
+        "games": games,
+        "insertion_curve": shown,
+    }
 
 
-@torch.no_grad()
-def probabilities(classifier: Classifier, inputs: Tensor) -> Tensor:
-    """Probabilities of the label list on whole images, `(N, 3, H, W)` -> `(N, A)` on the CPU, computed where the classifier is."""
-    device = next((p.device for p in classifier.parameters()), inputs.device)
-    return torch.cat([classifier(x.to(device)).exp().cpu() for x in inputs.split(32)])
+def _heatmaps(store: Store, plans: Sequence[_Plan], size: Sequence[int]) -> np.ndarray:
+    """Heatmaps of all methods, `(method, image, label, y, x)`, from their kept maps."""
+    every = []
+    for plan in plans:
+        assert plan.maps is not None
+        kept = torch.from_numpy(store.read(plan.maps.experiment.key)["map"])
+        heatmaps = as_heatmaps(plan.method, kept, size).unflatten(0, plan.labels.explained.shape)
+        every.append(heatmaps.expand(-1, plan.labels.targets.shape[1], -1, -1))
+    return torch.stack(every).numpy()
+
+
+def named(images: ImageSet | Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """Images on the CPU and their names; a hash of the pixels names those without."""
+    inputs = images.images if isinstance(images, ImageSet) else images.detach()
+    return inputs.cpu(), images.ids if isinstance(images, ImageSet) else tuple(masking.image_ids(images))
+
+
+def explain(
+    classifier: Classifier,
+    images: ImageSet,
+    methods: Mapping[str, SaliencyMethod],
+    targets: Tensor,
+    *,
+    distractors: Tensor,
+    engine: Engine,
+    name: str = "maps",
+    seed: int = 0,
+    device: str | None = None,
+) -> dict[str, Tensor]:
+    """Heatmaps `(N, H, W)` of several methods for one label an image, `targets (N,)`, kept in the store; arguments as for `evaluate`.
+
+    Raises:
+        ShardError: with a store: pairs that could not be computed.
+    """
+    inputs, ids = named(images)
+    source = Source(classifier, inputs, ids, distractors.cpu(), device)
+    maker = PartMaker(name, source, seed)
+    parts = {title: maker.maps(title, method, targets.cpu()[:, None]) for title, method in methods.items()}
+    raise_failures(engine.run(list(parts.values()), [source], desc=name), engine.store)
+    maps = {title: torch.from_numpy(engine.store.read(part.experiment.key)["map"]) for title, part in parts.items()}
+    return {title: as_heatmaps(method, maps[title], inputs.shape[-2:]) for title, method in methods.items()}
+
+
+def _probabilities(maker: PartMaker, sources: Sequence[Source], engine: Engine) -> Tensor:
+    """Probabilities of the label list on the images of the maker's source, `(N, A)`."""
+    part = maker.probabilities()
+    raise_failures(engine.run([part], sources, desc="probabilities"), engine.store)
+    return torch.from_numpy(engine.store.read(part.experiment.key)["prob"])
+
+
+def probabilities(classifier: Classifier, images: ImageSet | Tensor, engine: Engine | None = None, device: str | None = None) -> Tensor:
+    """Probabilities of the label list on whole images, `(N, A)` on the CPU, kept in the engine's store.
+
+    Example:
+        >>> probabilities(load_classifier("cifar10-resnet20"), load_images("cifar10-samples")).shape  # doctest: +SKIP
+        torch.Size([20, 10])
+    """
+    if engine is None:
+        with open_engine(None, show_progress=False) as own:
+            return probabilities(classifier, images, own, device)
+    inputs, ids = named(images)
+    source = Source(classifier, inputs, ids, inputs[:0], device)
+    return _probabilities(PartMaker("images", source, 0), [source], engine)
 
 
 def rescore(result: xr.Dataset, protocol: Protocol | str) -> xr.Dataset:
@@ -285,18 +430,6 @@ def _check_targets(targets: Tensor | None, prob: Tensor) -> Tensor:
     return targets.cpu()
 
 
-def _curves(
-    classifier: Classifier, inputs: Tensor, heatmaps: Tensor, targets: Tensor, baseline: float | Tensor, n_steps: int | None, seed: int
-) -> Tensor:
-    """Insertion curves `(m, k, points)` for k labels an image from maps `(m, k, H, W)`, or `(m, 1, H, W)` that serve all labels."""
-    each = heatmaps.shape[1]
-    settings: dict[str, Any] = {"baseline": baseline, "n_steps": n_steps, "seed": seed, "maps_per_image": each}
-    curves = insertion_curves_all_labels(classifier, inputs, heatmaps.flatten(0, 1), **settings)
-    image = torch.arange(len(inputs), device=inputs.device)[:, None]
-    place = torch.arange(targets.shape[1], device=inputs.device) if each > 1 else torch.zeros_like(targets)
-    return curves.unflatten(0, (len(inputs), each))[image, place, :, targets]
-
-
 def _label_coords(classifier: Classifier, images: ImageSet | Tensor, targets: Tensor, n_labels: int) -> dict[str, object]:
     """Names of the labels; where every image has labels of its own, their names a (image, label)."""
     indices = list(range(n_labels) if classifier.labels is None else classifier.labels)
@@ -305,6 +438,6 @@ def _label_coords(classifier: Classifier, images: ImageSet | Tensor, targets: Te
     if len(set(names)) < len(names):
         names = np.array([f"{name} ({i})" for name, i in zip(names, indices, strict=True)])
     if torch.equal(targets, torch.arange(n_labels).expand(len(targets), -1)):
-        return {"label": names}
+        return {"label": names.tolist()}
     places = [f"label {i + 1}" for i in range(targets.shape[1])]
-    return {"label": places, "label_name": (("image", "label"), names[targets.numpy()])}
+    return {"label": places, "label_name": names[targets.numpy()].tolist()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from salkit.experiment import resolve_device
+from salkit.models import resolve_device
 from salkit.statistics import short
 
 

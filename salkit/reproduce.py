@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from salkit.data import data_dir
+from salkit.executors import check_executor, local_cluster
 from salkit.profiles import get_profile
 from salkit.report import clock, write_index
 
@@ -36,16 +38,22 @@ def reproduce(
     *,
     notebook: str | None = None,
     output_dir: str | Path | None = None,
+    store: str | Path | None = None,
+    executor: str = "serial",
+    workers: int | None = None,
     parameters: Mapping[str, Any] | None = None,
     console: Console | None = None,
     source: str | Path | None = None,
 ) -> Path:
-    """Execute the notebooks in order and write `index.html`.
+    """Execute the notebooks in order and write `index.html`; what is in the store is not computed again.
 
     Args:
         profile: smoke, demo or paper.
         notebook: only the one notebook whose name begins with this.
-        output_dir: default `runs/PROFILE`; gets `notebooks/`, `html/`, `tables/`, `figures/`, `results/`, `index.html`.
+        output_dir: default `runs/PROFILE`; gets `notebooks/`, `html/`, `tables/`, `figures/`, `index.html`.
+        store: where results are kept; default `output_dir/store`.
+        executor: `"serial"`, `"dask"` (local workers, started once for all notebooks) or the address of a Dask scheduler.
+        workers: how many local workers; None for one a GPU, or one a core.
         parameters: further values for the parameter cells (`seed`, `device`).
         console: where progress goes.
         source: the folder of the notebooks; default the checkout's.
@@ -64,16 +72,19 @@ def reproduce(
     folder = Path(source) if source is not None else notebooks_dir()
     paths = _select(folder, notebook)
     output = (Path(output_dir) if output_dir is not None else Path("runs") / profile).resolve()
-    values = {"profile": profile, "output_dir": str(output)} | dict(parameters or {})
-    check_parameters(paths, values)
+    values = (
+        {"profile": profile, "output_dir": str(output)} | ({"store": str(Path(store).resolve())} if store else {}) | dict(parameters or {})
+    )
+    check_executor(executor, workers)
+    check_parameters(paths, values | ({} if executor == "serial" else {"executor": executor}))
     for part in ("notebooks", "html", "tables", "figures"):
         (output / part).mkdir(parents=True, exist_ok=True)
     expected = expected_values(profile)
     progress = _Progress([(p.stem, expected.get(p.stem, {}).get("seconds")) for p in paths], console or Console())
     try:
-        with progress:
+        with _workers(executor, workers, progress.console) as address, progress:
             for path in paths:
-                _execute(path, output, values, progress)
+                _execute(path, output, values | address, progress)
     finally:
         index = write_index(output, profile, progress.finished)
     if os.environ.get("SALKIT_RECORD") == "1":
@@ -141,6 +152,17 @@ def _record(profile: str, news: Mapping[str, Mapping[str, Any]]) -> None:
     path = data_dir() / "expected" / f"{profile}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def _workers(executor: str, workers: int | None, console: Console) -> Iterator[dict[str, str]]:
+    """The notebooks' parameter that sends them to the workers; local ones live as long as this."""
+    if executor != "dask":
+        yield {} if executor == "serial" else {"executor": executor}
+        return
+    with local_cluster(workers) as cluster:
+        console.print(f"{len(cluster.workers)} Dask workers at {cluster.scheduler_address}; dashboard: {cluster.dashboard_link}")
+        yield {"executor": cluster.scheduler_address}
 
 
 def _select(folder: Path, notebook: str | None) -> list[Path]:

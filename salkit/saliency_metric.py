@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salkit.curves import check_heatmaps
-from salkit.methods.base import check_choice, check_pairs, default_batch_size
+from salkit.methods.base import check_choice, check_pairs
 from salkit.models import Classifier
+from salkit.passes import batch_size, smaller_when_out_of_memory
 
 BoxRule = Literal["threshold", "largest_component"]
 ALPHAS: tuple[float, ...] = (*(i / 20 for i in range(20)), 0.99)
@@ -68,10 +70,21 @@ def choose_alpha(classifier: Classifier, inputs: Tensor, target: Tensor, heatmap
 
     Arguments and errors as for `saliency_metric`.
     """
+    return best_alpha(saliency_metric_by_alpha(classifier, inputs, target, heatmaps))
+
+
+def saliency_metric_by_alpha(
+    classifier: Classifier, inputs: Tensor, target: Tensor, heatmaps: Tensor, alphas: Sequence[float] = ALPHAS
+) -> Tensor:
+    """The metric for several thresholds, `(N, len(alphas))`; arguments as for `saliency_metric`."""
     check_pairs(classifier, inputs, target)
     check_heatmaps(inputs, heatmaps)
-    every = torch.stack([boxes(heatmaps, alpha) for alpha in ALPHAS], 1)
-    return ALPHAS[int(_score(classifier, inputs, target, every).mean(0).argmin())]
+    return _score(classifier, inputs, target, torch.stack([boxes(heatmaps, alpha) for alpha in alphas], 1))
+
+
+def best_alpha(metric: Tensor) -> float:
+    """The threshold of `ALPHAS` with the lowest mean of the metric `(N, len(ALPHAS))`; of equal ones the lowest."""
+    return ALPHAS[int(metric.mean(0).argmin())]
 
 
 def boxes(heatmaps: Tensor, alpha: float = 0.5, rule: BoxRule = "threshold") -> Tensor:
@@ -104,6 +117,7 @@ def _largest_component(salient: np.ndarray) -> np.ndarray:
     return salient if n < 2 else regions == 1 + np.argmax(np.bincount(regions.ravel())[1:])
 
 
+@smaller_when_out_of_memory
 @torch.no_grad()
 def _score(classifier: Classifier, inputs: Tensor, target: Tensor, every: Tensor, internal_batch_size: int | None = None) -> Tensor:
     """The metric for k boxes of each pair, `(N, k, 4)` -> `(N, k)`; equal boxes of a pair are evaluated once."""
@@ -111,7 +125,7 @@ def _score(classifier: Classifier, inputs: Tensor, target: Tensor, every: Tensor
     pair = torch.arange(n, device=inputs.device).repeat_interleave(k)
     rows, back = torch.cat([pair[:, None], every.flatten(0, 1).to(inputs.device)], 1).unique(dim=0, return_inverse=True)
     prob = []
-    for some in rows.split(internal_batch_size or default_batch_size(inputs)):
+    for some in rows.split(batch_size(inputs, internal_batch_size)):
         log_probs = classifier(crop(inputs[some[:, 0]], some[:, 1:]))
         prob.append(log_probs.gather(1, target.to(inputs.device)[some[:, :1]]).squeeze(1).exp())
     area = (rows[:, 2] - rows[:, 1]) * (rows[:, 4] - rows[:, 3]) / (inputs.shape[-2] * inputs.shape[-1])

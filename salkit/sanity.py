@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +16,9 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from salkit.data import ImageSet, progress_bar
+from salkit.evaluation import explain as heatmaps_of
+from salkit.evaluation import probabilities
+from salkit.executors import Engine, open_engine
 from salkit.methods import SaliencyMethod
 from salkit.methods.base import check_choice
 from salkit.models import Classifier
@@ -98,6 +102,8 @@ def layer_randomisation(
     explain: Explain = "original",
     distractors: ImageSet | None = None,
     seed: int = 0,
+    device: str | None = None,
+    engine: Engine | None = None,
     show_progress: bool = True,
 ) -> xr.Dataset:
     """Similarity of maps before and after randomising a net's stages.
@@ -111,6 +117,8 @@ def layer_randomisation(
         explain: keep explaining the `"original"` prediction, or that of the `"randomised"` net, as the authors' notebooks do.
         distractors: for methods that need them; None takes `images`.
         seed: of weights and draws.
+        device: where to compute, see `evaluate`.
+        engine: keeps the maps of every net in its store; None keeps nothing.
         show_progress: a bar over the nets.
 
     Returns:
@@ -123,29 +131,30 @@ def layer_randomisation(
     check_choice("explain", explain, get_args(Explain))
     for mode in modes:
         check_choice("modes", mode, get_args(Mode))
-    names, inputs = list(stages), images.images.to(next(classifier.parameters()).device)
-    pool = (images if distractors is None else distractors).images.to(inputs)
-    with torch.no_grad():
-        prediction = classifier(inputs).argmax(1)
+    if engine is None:
+        with open_engine(None, show_progress=False) as own:
+            settings = {"modes": modes, "explain": explain, "distractors": distractors, "seed": seed, "device": device}
+            return layer_randomisation(classifier, stages, images, methods, **settings, engine=own, show_progress=show_progress)  # type: ignore[arg-type]
+    names, quiet = list(stages), replace(engine, show_progress=False)
+    pool = (images if distractors is None else distractors).images
+    prediction = probabilities(classifier, images, quiet, device).argmax(1)
 
     def maps(net: Classifier, target: Tensor) -> dict[str, np.ndarray]:
-        each = {}
-        for name, method in methods.items():
-            heatmaps = method.attribute(net, inputs, target.clone(), distractors=pool, seed=seed, ids=list(images.ids))
-            each[name] = heatmaps.cpu().numpy()
-        return each
+        each = heatmaps_of(
+            net, images, methods, target, distractors=pool, engine=quiet, name="layer randomisation", seed=seed, device=device
+        )
+        return {name: heatmaps.numpy() for name, heatmaps in each.items()}
 
     original = maps(classifier, prediction)
     shape = (len(modes), len(names), len(methods), len(images))
     found = {name: np.empty(shape, np.float32) for name in SIMILARITIES}
-    shown = np.empty((*shape[:3], *inputs.shape[-2:]), np.float32)
+    shown = np.empty((*shape[:3], *images.images.shape[-2:]), np.float32)
     for at in progress_bar(list(np.ndindex(*shape[:2])), show_progress, desc="randomised nets"):
         mode, last = modes[at[0]], at[1]
         which = names[: last + 1] if mode == "cascading" else names[last : last + 1]
         net = randomise(classifier.net, [module for stage in which for module in stages[stage]], seed)
         changed = Classifier(net, classifier.labels, classifier.softmax_over)
-        with torch.no_grad():
-            target = prediction if explain == "original" else changed(inputs).argmax(1)
+        target = prediction if explain == "original" else probabilities(changed, images, quiet, device).argmax(1)
         for m, (name, heatmaps) in enumerate(maps(changed, target).items()):
             shown[(*at, m)] = heatmaps[0]
             for i, pair in enumerate(zip(original[name], heatmaps, strict=True)):

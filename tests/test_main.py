@@ -76,7 +76,7 @@ def test_plan_prints_passes_and_hours(run, monkeypatch):
     monkeypatch.setattr(costs, "_seconds_per_pass", lambda study, device: (0.001, 0.003))
     result = run("plan", "--profile", "paper", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert "672,760,800" in result.output
+    assert "672,864,800" in result.output
     assert "03_imagenette_table1" in result.output
 
 

@@ -796,15 +796,15 @@ def test_costs_are_the_sources():
 
 
 def test_costs_are_what_the_net_sees(counting, images):
-    target = torch.tensor([0])
-    alone = {"internal_batch_size": 1}  # so that no pass is filled up
-    circle = FongVedaldi(n_steps=7, start="circle", **alone)
-    for method in (FongVedaldi(n_steps=7, **alone), circle, RISE(n_masks=20), SmoothGrad(6), get_method("gradient_x_input")):
+    target = torch.tensor([0, 0])
+    both = {"internal_batch_size": 2}  # so that no pass is filled up
+    circle = FongVedaldi(n_steps=7, start="circle", **both)
+    for method in (FongVedaldi(n_steps=7, **both), circle, RISE(n_masks=20), SmoothGrad(6), get_method("gradient_x_input")):
         Counting.forward_only = Counting.with_gradient = 0
-        method.attribute(counting, images[:1], target)
-        assert (Counting.forward_only, Counting.with_gradient) == (method.cost().forward, method.cost().forward_backward)
+        method.attribute(counting, images[:2], target)
+        assert (Counting.forward_only, Counting.with_gradient) == (2 * method.cost().forward, 2 * method.cost().forward_backward)
     Counting.forward_only = Counting.with_gradient = 0
-    IGOSpp(n_steps=3, n_path=2, internal_batch_size=8).attribute(counting, images[:1], target)
+    IGOSpp(n_steps=3, n_path=2, internal_batch_size=8).attribute(counting, images[:1], target[:1])
     assert Counting.with_gradient == 3 * 8
     # The loss and 1 to 13 trials of each step.
     assert 3 * 2 * 8 <= Counting.forward_only <= 3 * 14 * 8

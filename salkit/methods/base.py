@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -60,6 +60,43 @@ class SaliencyMethod(Protocol):
         ...
 
 
+class LearnedMap:
+    """A method whose maps take long and are made from something small, which is then what is kept of them, in float16.
+
+    A subclass has `learn`, with the arguments of `attribute`, and `heatmaps`.
+    """
+
+    def learn(
+        self,
+        classifier: Classifier,
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        distractors: Tensor | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+    ) -> Tensor:
+        """What is learned for each pair, `(N, h, w)` at a resolution of its own; arguments as for `SaliencyMethod.attribute`."""
+        raise TypeError(f"{type(self).__name__} does not say how it learns")
+
+    def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:
+        """Heatmaps `(N, H, W)` of the given size from what was learned."""
+        raise TypeError(f"{type(self).__name__} does not say what its maps look like")
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        distractors: Tensor | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Heatmaps `(N, H, W)` in [0, 1]; see `SaliencyMethod.attribute`. Errors are those of `learn`."""
+        return self.heatmaps(self.learn(classifier, inputs, target, distractors=distractors, seed=seed, ids=ids), inputs.shape[-2:])
+
+
 @dataclass(frozen=True)
 class same_map_for_all_labels:
     """The paper's "cheating": explain the net's prediction and return that map for every label.
@@ -94,34 +131,6 @@ class same_map_for_all_labels:
         with torch.inference_mode():
             prediction = torch.cat([classifier(x).argmax(1) for x in inputs.split(64)])
         return self.method.attribute(classifier, inputs, prediction.clone(), distractors=distractors, seed=seed, ids=ids)
-
-
-def same_size_chunks(n: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Indices of at most `size` pairs at a time, and the same filled up to `size` with the first of them.
-
-    For methods that amplify rounding: kernels round differently in passes of another size, so theirs are always of one size.
-
-    Example:
-        >>> [(chunk.tolist(), full.tolist()) for chunk, full in same_size_chunks(3, 2)]
-        [([0, 1], [0, 1]), ([2], [2, 2])]
-    """
-    for chunk in torch.arange(n).split(size):
-        yield chunk, torch.cat([chunk, chunk[:1].expand(size - len(chunk))])
-
-
-def pass_size(inputs: Tensor, composites: int = 1, internal_batch_size: int | None = None) -> int:
-    """How many pairs of so many composites go into a forward pass: the largest power of two that fits the batch size, at least one.
-
-    In batches of 8 to 128 an image's place in the batch changed no rounding, in one of 6 it did.
-    """
-    batch = internal_batch_size or default_batch_size(inputs)
-    return 1 << max(0, (batch // composites).bit_length() - 1)
-
-
-def default_batch_size(inputs: Tensor) -> int:
-    """Composites a pass: on a CPU 8 at 224 and 64 at 32 pixels, on a GPU 127 and 400 (of which ResNet-164 keeps about 30 MB each)."""
-    budget, most = (410_000, 64) if inputs.device.type == "cpu" else (6_400_000, 400)
-    return max(1, min(most, budget // (inputs.shape[-2] * inputs.shape[-1])))
 
 
 def mask_side(inputs: Tensor, mask_size: int | None) -> int:

@@ -12,8 +12,9 @@ from captum.attr import InputXGradient, IntegratedGradients, LayerAttribution, L
 from torch import Tensor, nn
 
 from salkit import masking
-from salkit.methods.base import Cost, check_choice, check_pairs, check_settings, default_batch_size, label_names
+from salkit.methods.base import Cost, check_choice, check_pairs, check_settings, label_names
 from salkit.models import Classifier
+from salkit.passes import batch_size, smaller_when_out_of_memory
 
 Reduction = Literal["sum", "abs_sum"]
 Output = Literal["logit", "log_prob", "prob"]
@@ -57,6 +58,7 @@ class CaptumMethod:
         """As given."""
         return Cost(forward_backward=self.forward_backward)
 
+    @smaller_when_out_of_memory
     def attribute(
         self,
         classifier: Classifier,
@@ -73,7 +75,7 @@ class CaptumMethod:
 
         attribution = self.attribution(label_outputs(classifier, self.output))
         heatmaps = inputs.new_empty(len(inputs), *inputs.shape[-2:])
-        for pairs in torch.arange(len(inputs)).split(self.internal_batch_size):
+        for pairs in torch.arange(len(inputs)).split(batch_size(inputs, self.internal_batch_size)):
             x = inputs[pairs].detach().requires_grad_()
             channels = attribution.attribute(x, target=target[pairs], **self.settings).detach()
             heatmaps[pairs] = reduce_channels(channels, self.reduction)
@@ -116,6 +118,7 @@ class SmoothGrad:
         """`n_samples` forward-backward passes a pair."""
         return Cost(forward_backward=self.n_samples)
 
+    @smaller_when_out_of_memory
     def attribute(
         self,
         classifier: Classifier,
@@ -131,7 +134,7 @@ class SmoothGrad:
         check_pairs(classifier, inputs, target)
         names = zip(masking.image_ids(inputs, ids), label_names(classifier, target), strict=True)
         tunnel = NoiseTunnel(Saliency(label_outputs(classifier)))
-        size = self.internal_batch_size or default_batch_size(inputs)
+        size = batch_size(inputs, self.internal_batch_size)
         heatmaps = torch.empty_like(inputs[:, 0])
         for i, name in enumerate(names):
             image = inputs[i : i + 1].detach().clone().requires_grad_()
@@ -172,6 +175,7 @@ class GradCAM:
         """One forward-backward pass a pair."""
         return Cost(forward_backward=1)
 
+    @smaller_when_out_of_memory
     def attribute(
         self,
         classifier: Classifier,
@@ -195,7 +199,7 @@ class GradCAM:
             raise ValueError(f"layer: expected the name of a module of {type(classifier.net).__name__}, got {layer!r}")
         cam = LayerGradCam(label_outputs(classifier), modules[layer])
         heatmaps = torch.empty_like(inputs[:, 0])
-        for pairs in torch.arange(len(inputs)).split(self.internal_batch_size):
+        for pairs in torch.arange(len(inputs)).split(batch_size(inputs, self.internal_batch_size)):
             x = inputs[pairs].detach().requires_grad_()
             coarse = cam.attribute(x, target=target[pairs], relu_attributions=True).detach()
             heatmaps[pairs] = LayerAttribution.interpolate(coarse, tuple(inputs.shape[-2:]), "bilinear").squeeze(1)

@@ -15,15 +15,15 @@ from salkit import masking
 from salkit.data import progress_bar
 from salkit.methods.base import (
     Cost,
+    LearnedMap,
     check_choice,
     check_pairs,
     check_settings,
     label_names,
     mask_side,
-    pass_size,
-    same_size_chunks,
 )
 from salkit.models import Classifier
+from salkit.passes import pass_size, same_size_chunks, smaller_when_out_of_memory
 
 Start = Literal["random", "circle"]
 Regulariser = Literal["sums", "means"]
@@ -33,7 +33,7 @@ RADII = range(0, 171, 5)
 
 
 @dataclass(frozen=True)
-class FongVedaldi:
+class FongVedaldi(LearnedMap):
     """Meaningful perturbations: blur as little as possible of the image so that the class disappears.
 
     Minimise over m in [0, 1]^{s x s}, low = salient (the heatmap is 1 - the blurred upsampled mask),
@@ -102,7 +102,8 @@ class FongVedaldi:
         """`n_steps` forward-backward passes a pair."""
         return Cost(forward=len(RADII) + 1 if self.start == "circle" else 0, forward_backward=self.n_steps)
 
-    def attribute(
+    @smaller_when_out_of_memory
+    def learn(
         self,
         classifier: Classifier,
         inputs: Tensor,
@@ -112,7 +113,7 @@ class FongVedaldi:
         seed: int = 0,
         ids: Sequence[str] | None = None,
     ) -> Tensor:
-        """Heatmaps `(N, H, W)` in [0, 1]; see `SaliencyMethod.attribute`.
+        """One minus the mask, `(N, s, s)` in [0, 1]; see `LearnedMap`.
 
         Raises:
             ValueError: images smaller than the mask.
@@ -126,15 +127,19 @@ class FongVedaldi:
         ]
         shifts = torch.from_numpy(np.array([g.integers(self.jitter, size=(self.n_steps, 2)) for g in draws])).to(inputs.device)
         starts = torch.from_numpy(np.array([g.random((1, side, side), dtype=np.float32) for g in draws])).to(inputs)
-        heatmaps = inputs.new_empty(len(inputs), *inputs.shape[-2:])
+        learned = inputs.new_empty(len(inputs), side, side)
         chunks = list(same_size_chunks(len(inputs), pass_size(inputs, 1, self.internal_batch_size)))
         for pairs, full in progress_bar(chunks, self.show_progress, desc="Fong and Vedaldi"):
             x, a = inputs[full], target[full]
             blurred = masking.blur(x)
             start = self._circle(classifier, x, blurred, a, side) if self.start == "circle" else starts[full]
             masks = self._descend(classifier, x, blurred, a, start, shifts[full])
-            heatmaps[pairs] = 1 - self._full_size(masks, x).squeeze(1)[: len(pairs)]
-        return heatmaps
+            learned[pairs] = 1 - masks.squeeze(1)[: len(pairs)]
+        return learned
+
+    def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:
+        """Enlarged and blurred as the mask was, `(N, H, W)` in [0, 1]."""
+        return self._full_size(learned[:, None], size).squeeze(1)
 
     def _descend(self, classifier: Classifier, x: Tensor, blurred: Tensor, target: Tensor, masks: Tensor, shifts: Tensor) -> Tensor:
         masks = masks.clone()
@@ -151,7 +156,7 @@ class FongVedaldi:
     def slope(self, classifier: Classifier, shown: Tensor, hidden: Tensor, target: Tensor, masks: Tensor) -> Tensor:
         """Gradient of the objective by the masks `(N, 1, s, s)`."""
         masks = masks.detach().requires_grad_()
-        full = self._full_size(masks, shown)
+        full = self._full_size(masks, shown.shape[-2:])
         if self.gradient == "released":
             sharp = F.interpolate(masks, shown.shape[-2:])
             full = sharp + (full - sharp).detach()
@@ -170,10 +175,10 @@ class FongVedaldi:
         squared = F.pad(down, (0, 0, 0, 1)).square() + F.pad(right, (0, 1)).square()
         return l1 * (1 - masks).abs().sum((1, 2, 3)) + tv * (squared + 1e-12).pow(self.beta / 2).sum((1, 2, 3))
 
-    def _full_size(self, masks: Tensor, like: Tensor) -> Tensor:
+    def _full_size(self, masks: Tensor, size: Sequence[int]) -> Tensor:
         """`G(up m)`, `(N, 1, H, W)`."""
-        full = F.interpolate(masks, like.shape[-2:])
-        return masking.blur(full, self.blur_radius * like.shape[-1] / 224) if self.blur_radius else full
+        full = F.interpolate(masks, tuple(size))
+        return masking.blur(full, self.blur_radius * size[-1] / 224) if self.blur_radius else full
 
     @torch.no_grad()
     def _circle(self, classifier: Classifier, x: Tensor, blurred: Tensor, target: Tensor, side: int) -> Tensor:

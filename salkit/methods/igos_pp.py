@@ -15,14 +15,15 @@ from salkit import masking
 from salkit.data import progress_bar
 from salkit.methods.base import (
     Cost,
+    LearnedMap,
     check_choice,
     check_pairs,
     check_settings,
-    default_batch_size,
     label_names,
     mask_side,
 )
 from salkit.models import Classifier
+from salkit.passes import batch_size, smaller_when_out_of_memory
 
 Gradient = Literal["released", "consistent"]
 TRIALS = 4
@@ -30,7 +31,7 @@ TRIALS = 4
 
 
 @dataclass(frozen=True)
-class IGOSpp:
+class IGOSpp(LearnedMap):
     """iGOS++: hide as little as possible of the image so that the class disappears from it and appears in what was hidden.
 
     Minimise over two masks in [0, 1]^{s x s}, low = salient (the heatmap is 1 - their upsampled product),
@@ -98,7 +99,8 @@ class IGOSpp:
         points = 4 * self.n_path * self.n_steps
         return Cost(forward=(1 + TRIALS) * points, forward_backward=points)
 
-    def attribute(
+    @smaller_when_out_of_memory
+    def learn(
         self,
         classifier: Classifier,
         inputs: Tensor,
@@ -108,7 +110,7 @@ class IGOSpp:
         seed: int = 0,
         ids: Sequence[str] | None = None,
     ) -> Tensor:
-        """Heatmaps `(N, H, W)` in [0, 1]; see `SaliencyMethod.attribute`.
+        """One minus the product of both masks, `(N, s, s)` in [0, 1]; see `LearnedMap`.
 
         Raises:
             ValueError: images smaller than the mask.
@@ -123,7 +125,11 @@ class IGOSpp:
         for _ in progress_bar(range(self.n_steps), self.show_progress, desc="iGOS++"):
             direction = self._direction(pairs, masks)
             masks = self._line_search(pairs, masks, direction)
-        return 1 - _upsample(masks.prod(1, keepdim=True), inputs).squeeze(1)
+        return 1 - masks.prod(1)
+
+    def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:
+        """Upsampled, `(N, H, W)` in [0, 1]."""
+        return _upsample(learned[:, None], size).squeeze(1)
 
     def _direction(self, pairs: _Pairs, masks: Tensor) -> Tensor:
         """The gradient that is stepped along, `(N, 2, s, s)`."""
@@ -163,7 +169,7 @@ class IGOSpp:
         draws = [g.standard_normal((points, *pairs.inputs.shape[1:]), dtype=np.float32) for g in pairs.noise] if self.noise else []
         noise = torch.from_numpy(np.array(draws)).to(paths).mul_(self.noise).flatten(0, 1) if draws else None
         share = torch.arange(1, self.n_path + 1, device=paths.device, dtype=paths.dtype) / self.n_path
-        size = self.internal_batch_size or default_batch_size(pairs.inputs)
+        size = batch_size(pairs.inputs, self.internal_batch_size)
         index = torch.arange(n * points, device=paths.device)
         total, slopes = paths.new_zeros(n), torch.zeros_like(paths)
         for chunk in index.split(size):
@@ -188,7 +194,7 @@ class IGOSpp:
         """Area and bilateral total variation of the product of the masks, `(N,)`."""
         product = masks.prod(1, keepdim=True)
         low = product.diff(dim=-2).square().mean((1, 2, 3)) + product.diff(dim=-1).square().mean((1, 2, 3))
-        x, full = pairs.inputs, _upsample(product, pairs.inputs)
+        x, full = pairs.inputs, _upsample(product, pairs.inputs.shape[-2:])
         down = torch.exp(-x.diff(dim=-2).mean(1, keepdim=True).square() / self.sigma)
         right = torch.exp(-x.diff(dim=-1).square() / self.sigma).mean(1, keepdim=True)
         weighted = (down * full.diff(dim=-2).square()).mean((1, 2, 3)) + (right * full.diff(dim=-1).square()).mean((1, 2, 3))
@@ -223,10 +229,10 @@ def box_blur(inputs: Tensor) -> Tensor:
 
 def _path_masks(masks: Tensor, inputs: Tensor) -> Tensor:
     """Full-size masks of the four scores: M_d, M_i, P, P; `(N, 2, s, s)` -> `(N, 4, H, W)`."""
-    full = _upsample(masks, inputs)
+    full = _upsample(masks, inputs.shape[-2:])
     product = full.prod(1, keepdim=True)
     return torch.cat([full, product, product], 1)
 
 
-def _upsample(masks: Tensor, inputs: Tensor) -> Tensor:
-    return F.interpolate(masks, inputs.shape[-2:], mode="bilinear", align_corners=True)
+def _upsample(masks: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(masks, tuple(size), mode="bilinear", align_corners=True)

@@ -15,20 +15,20 @@ from salkit import masking
 from salkit.data import progress_bar
 from salkit.methods.base import (
     Cost,
+    LearnedMap,
     check_choice,
     check_pairs,
     check_settings,
     label_names,
-    pass_size,
-    same_size_chunks,
 )
 from salkit.models import Classifier
+from salkit.passes import pass_size, same_size_chunks, smaller_when_out_of_memory
 
 Loss = Literal["nll", "released"]
 
 
 @dataclass(frozen=True)
-class LearnedMask:
+class LearnedMask(LearnedMap):
     """Masks by optimisation, Equation 4: minimise over M  `E[loss(f, x~, a)] + tv * TV(M^s) + l1 * ||M^s||_1`.
 
     M is the sigmoid of logits `(H/s, W/s)` that start at 0, upsampled bilinearly by s; `x~ = M^s x + (1 - M^s) infill`; Adam.
@@ -86,7 +86,8 @@ class LearnedMask:
         """`n_steps * n_distractors` forward-backward passes a pair (`n_steps` with gray or blur)."""
         return Cost(forward_backward=self.n_steps * self.composites_per_step)
 
-    def attribute(
+    @smaller_when_out_of_memory
+    def learn(
         self,
         classifier: Classifier,
         inputs: Tensor,
@@ -96,7 +97,7 @@ class LearnedMask:
         seed: int = 0,
         ids: Sequence[str] | None = None,
     ) -> Tensor:
-        """Masks `(N, H, W)` in (0, 1); see `SaliencyMethod.attribute`.
+        """The masks' logits `(N, H/s, W/s)`; see `LearnedMap`. Rounded to float16 they resolve masks near 0 and 1 best.
 
         Distractors are drawn with replacement for every step; an image that equals the explained one is left out of its draws.
 
@@ -107,13 +108,18 @@ class LearnedMask:
         if inputs.shape[-2] % self.scale or inputs.shape[-1] % self.scale:
             raise ValueError(f"scale: expected a divisor of the image sides {tuple(inputs.shape[-2:])}, got {self.scale}")
         pool, draws = self._infills(classifier, inputs, target, distractors, seed, ids)
-        heatmaps = inputs.new_empty(len(inputs), *inputs.shape[-2:])
+        learned = inputs.new_empty(len(inputs), inputs.shape[-2] // self.scale, inputs.shape[-1] // self.scale)
         size = pass_size(inputs, self.composites_per_step, self.internal_batch_size)
         chunks = list(same_size_chunks(len(inputs), size))
         for pairs, full in progress_bar(chunks, self.show_progress, desc="learning masks"):
-            masks = self._learn(classifier, inputs[full], target[full], pool, draws[full].to(inputs.device))
-            heatmaps[pairs] = masks[: len(pairs)]
-        return heatmaps
+            logits = self._learn(classifier, inputs[full], target[full], pool, draws[full].to(inputs.device))
+            learned[pairs] = logits[: len(pairs)]
+        return learned
+
+    def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:
+        """The masks `(N, H, W)` in (0, 1)."""
+        del size
+        return masking.upsample(learned[:, None].sigmoid(), self.scale).squeeze(1)
 
     def _infills(
         self,
@@ -146,7 +152,7 @@ class LearnedMask:
         return pool, torch.from_numpy(draws)
 
     def _learn(self, classifier: Classifier, inputs: Tensor, target: Tensor, pool: Tensor, draws: Tensor) -> Tensor:
-        """Masks of one batch of pairs, all steps."""
+        """Logits of one batch of pairs, after all steps."""
         n, _, height, width = inputs.shape
         logits = inputs.new_zeros(n, 1, height // self.scale, width // self.scale, requires_grad=True)
         adam = torch.optim.Adam([logits], lr=self.lr)
@@ -159,7 +165,7 @@ class LearnedMask:
             loss = loss + self.tv * masking.total_variation(masks).sum() + self.l1 * masking.l1_norm(masks).sum()
             (logits.grad,) = torch.autograd.grad(loss, [logits])
             adam.step()
-        return masking.upsample(logits.detach().sigmoid(), self.scale).squeeze(1)
+        return logits.detach().squeeze(1)
 
     def _label_loss(self, log_probs: Tensor, column: Tensor) -> Tensor:
         """One loss a pair from log-probabilities `(n, D, columns)`."""

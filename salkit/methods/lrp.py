@@ -18,6 +18,7 @@ from zennit.layer import Sum
 
 from salkit.methods.base import Cost, check_choice, check_pairs, check_settings, label_names
 from salkit.models import Classifier
+from salkit.passes import batch_size, smaller_when_out_of_memory
 
 Rules = Literal["epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box"]
 
@@ -56,6 +57,7 @@ class LRP:
         """About two forward-backward passes a pair: the rules run every layer again."""
         return Cost(forward_backward=2)
 
+    @smaller_when_out_of_memory
     def attribute(
         self,
         classifier: Classifier,
@@ -73,7 +75,7 @@ class LRP:
         net = canonical(classifier.net)
         heatmaps = torch.empty_like(inputs[:, 0])
         with Gradient(net, composite=self._composite(inputs)) as attributor:
-            for pairs in torch.arange(len(inputs)).split(self.internal_batch_size):
+            for pairs in torch.arange(len(inputs)).split(batch_size(inputs, self.internal_batch_size)):
 
                 def start(logits: Tensor, chosen: Tensor = classes[pairs]) -> Tensor:
                     return nn.functional.one_hot(chosen, logits.shape[1]).to(logits)
@@ -131,5 +133,5 @@ def canonical(net: nn.Module) -> fx.GraphModule:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Convolutions of other packages stay whole, too: the rules look for them by type."""
-        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
+        """Convolutions and linear layers of other packages stay whole, too: the rules look for them by type."""
+        return isinstance(m, (nn.Conv2d, nn.Linear)) or super().is_leaf_module(m, module_qualified_name)

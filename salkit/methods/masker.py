@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from salkit.data import data_dir
 from salkit.methods.base import Cost, check_pairs, check_settings, label_names
 from salkit.models import Classifier
+from salkit.passes import batch_size, smaller_when_out_of_memory
 
 
 class Phase(NamedTuple):
@@ -125,6 +126,8 @@ class MaskerMethod:
         """One forward pass a map."""
         return Cost(forward=1)
 
+    @smaller_when_out_of_memory
+    @smaller_when_out_of_memory
     @torch.no_grad()
     def attribute(
         self,
@@ -144,7 +147,8 @@ class MaskerMethod:
             raise ValueError(f"masker: expected a checkpoint of {self.kind!r}, got one of {net.kind!r}")
         net = net.to(inputs.device)
         classes = torch.tensor(label_names(classifier, target), device=inputs.device)
-        chunks = zip(inputs.split(self.internal_batch_size), classes.split(self.internal_batch_size), strict=True)
+        size = batch_size(inputs, self.internal_batch_size)
+        chunks = zip(inputs.split(size), classes.split(size), strict=True)
         return torch.cat([self._masks(net, classifier, x, a).squeeze(1) for x, a in chunks])
 
     def _masks(self, net: Masker, classifier: Classifier, inputs: Tensor, classes: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from salkit import masking
 from salkit.data import progress_bar
-from salkit.methods.base import Cost, check_pairs, check_settings, default_batch_size
+from salkit.methods.base import Cost, check_pairs, check_settings
 from salkit.models import Classifier
+from salkit.passes import batch_size, smaller_when_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class RISE:
         """`n_masks` forward passes an image."""
         return Cost(forward=self.n_masks, per="image")
 
+    @smaller_when_out_of_memory
     @torch.no_grad()
     def attribute(
         self,
@@ -87,7 +89,7 @@ class RISE:
         cell = -(-height // self.grid), -(-width // self.grid)
         offsets = torch.from_numpy(generator.integers(cell, size=(self.n_masks, 2)))
         large = [(self.grid + 1) * side for side in cell]
-        size = self.internal_batch_size or default_batch_size(image[None])
+        size = batch_size(image[None], self.internal_batch_size)
         batches = []
         for some, shifts in zip(cells.split(size), offsets.split(size), strict=True):
             full = F.interpolate(some, large, mode="bilinear", align_corners=False)
