@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from salkit import costs, models, profiles
+from salkit.experiment import describe
 from salkit.methods import LearnedMask, Phang, same_map_for_all_labels
 from salkit.profiles import PROFILES, get_profile
 from salkit.scores import PROTOCOLS
-from salkit.experiment import describe
 from salkit.tables import paper_values
 
 
