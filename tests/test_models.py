@@ -1,4 +1,5 @@
 import pytest
+import requests
 import torch
 from torch import nn
 
@@ -69,7 +70,7 @@ def test_other_wrong_input_is_named(net, images):
 def test_checkpoint_round_trip_in_half_precision(net, images, tmp_path):
     save_checkpoint(net, tmp_path / "net.safetensors", torch.float16)
     twin = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
-    twin.load_state_dict(models.load_file(tmp_path / "net.safetensors"))
+    models.load_checkpoint(twin, tmp_path / "net.safetensors")
     assert twin[0].weight.dtype == torch.float32
     # Float16 keeps 11 bits: relative 5e-4 a weight.
     torch.testing.assert_close(Classifier(twin)(images), Classifier(net)(images), atol=5e-3, rtol=0)
@@ -100,12 +101,13 @@ def test_paper_nets_exist_and_need_no_network_without_weights():
 
 def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
     def no_network(*_, **__):
-        raise OSError("Network is unreachable")
+        raise requests.ConnectionError("Network is unreachable")
 
     monkeypatch.setattr(models, "data_dir", lambda: tmp_path)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
-    with pytest.raises(FileNotFoundError, match=r"weights of ResNet50 .* could not be fetched .*copy"):
+    monkeypatch.setattr(requests, "get", no_network)
+    where = rf"copy it \(sha256:0676ba61\) to {tmp_path}/downloads/torchvision/resnet50-0676ba61.pth"
+    with pytest.raises(FileNotFoundError, match=rf"weights file of ResNet50 .* could not be fetched \(Network is unreachable.*{where}"):
         load_classifier("resnet50")
-    monkeypatch.setattr("pytorchcv.models.common.model_store._download", no_network)
-    with pytest.raises(FileNotFoundError, match="weights of ResNet-164"):
+    where = r"get https://\S*resnet164bn_cifar10-0368-74ae9f4b.pth.zip and copy the file .*\.pth in it \(sha1:74ae9f4b\w{32}\) to"
+    with pytest.raises(FileNotFoundError, match=rf"weights file of ResNet-164 .*{where}"):
         load_classifier("cifar10-resnet164")
