@@ -227,17 +227,16 @@ def load_training_state(path: str | Path, keys: Sequence[str], device: str | tor
     Raises:
         ValueError: damaged, or without some of `keys`.
     """
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        if missing := set(keys) - set(state):
-            raise KeyError(f"no {sorted(missing)}")
-    except OSError:
-        raise
-    except Exception as error:  # the reader has no kind of its own for damage
-        raise ValueError(
-            f"state_path: expected the state of an interrupted training, got {path}, which is damaged or another file; delete it to train "
-            "from the start"
-        ) from error
+    with Path(path).open("rb") as file:
+        try:
+            state = torch.load(file, map_location=device, weights_only=True)
+            if missing := set(keys) - set(state):
+                raise KeyError(f"no {sorted(missing)}")
+        except Exception as error:  # the reader has no kind of its own for damage
+            raise ValueError(
+                f"state_path: expected the state of an interrupted training, got {path}, which is damaged or another file; delete it to "
+                "train from the start"
+            ) from error
     return state
 
 

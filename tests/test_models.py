@@ -1,9 +1,12 @@
+import pickle
+
 import pytest
 import requests
 import torch
 from torch import nn
 
 from salkit import data, models
+from salkit.methods.masker import load_masker, masker_metadata
 from salkit.models import Classifier, load_classifier, save_checkpoint
 
 
@@ -74,6 +77,62 @@ def test_checkpoint_round_trip_in_half_precision(net, images, tmp_path):
     assert twin[0].weight.dtype == torch.float32
     # Float16 keeps 11 bits: relative 5e-4 a weight.
     torch.testing.assert_close(Classifier(twin)(images), Classifier(net)(images), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (lambda net, path: torch.save(net.state_dict(), path), "a zip, as torch.save writes it around a pickle"),
+        (lambda net, path: path.write_bytes(pickle.dumps({"a": 1})), "a pickle"),
+        (lambda net, path: torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False), "a pickle"),
+        (lambda net, path: path.write_bytes(b""), "an empty file"),
+        (lambda net, path: path.write_text("<html>a text</html>"), "a damaged or another file"),
+        (lambda net, path: (save_checkpoint(net, path), path.write_bytes(path.read_bytes()[:-9])), "a damaged or another file"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_named_and_never_unpickled(net, tmp_path, monkeypatch, write, kind):
+    path = tmp_path / "net.safetensors"
+    write(net, path)
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(pickle, "load", None)
+    with pytest.raises(ValueError, match=rf"{path}: expected a safetensors file in one piece, got {kind} \("):
+        models.load_checkpoint(net, path)
+    with pytest.raises(ValueError, match=rf"{path}: expected a safetensors file"):
+        masker_metadata(path)
+    with pytest.raises(ValueError, match=rf"{path}: expected a safetensors file"):
+        load_masker(path)
+    with pytest.raises(FileNotFoundError, match="path: expected a checkpoint, got"):
+        models.load_checkpoint(net, tmp_path)
+
+
+def test_a_checkpoint_of_another_architecture_names_the_file_and_keys(net, tmp_path, monkeypatch):
+    save_checkpoint(net, tmp_path / "net.safetensors")
+    other = nn.Sequential(nn.Conv2d(3, 4, 5), nn.Linear(4, 6), nn.Linear(6, 6))
+    message = (
+        r"net.safetensors: expected the weights of a Sequential of this architecture, got others \(missing: 2.bias, 2.weight \(2 in all\); "
+        r"unexpected: 1.num_batches_tracked, 1.running_mean, 1.running_var \(5 in all\); "
+        r"other shapes: 0.weight \(4, 3, 3, 3\) for \(4, 3, 5, 5\), 1.bias \(4,\) for \(6,\), 1.weight \(4,\) for \(6, 4\) \(3 in all\)\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        models.load_checkpoint(other, tmp_path / "net.safetensors")
+    monkeypatch.setattr(models, "checkpoint_path", lambda name: tmp_path / "net.safetensors")
+    for name in ("cifar10-resnet20", "cifar10-resnet164"):
+        with pytest.raises(ValueError, match=r"net.safetensors: expected the weights of a CIFARResNet"):
+            load_classifier(name)
+
+
+def test_a_damaged_training_state_says_to_delete_it(net, tmp_path):
+    path = tmp_path / "net.state"
+    torch.save({"net": net.state_dict(), "log": []}, path)
+    assert models.load_training_state(path, ["net", "log"])["log"] == []
+    whole = path.read_bytes()
+    for content in (whole[:-100], whole[:300], b"", b"text", pickle.dumps({"net": 1, "log": print})):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"state_path: expected the state .* got {path}, which is damaged .* delete it"):
+            models.load_training_state(path, ["net", "log"])
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="delete it to train from the start"):
+        models.load_training_state(path, ["net", "optimizer"])
 
 
 def test_shipped_resnet20_knows_the_packaged_images():
