@@ -214,7 +214,8 @@ def load_state(net: nn.Module, state: State, source: str | Path) -> None:
     try:
         net.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
-        own, other = ({key: tuple(v.shape) for key, v in s.items() if isinstance(v, Tensor)} for s in (net.state_dict(), state))
+        both = (net.state_dict(), state if isinstance(state, Mapping) else {})
+        own, other = ({key: tuple(v.shape) for key, v in s.items() if isinstance(v, Tensor)} for s in both)
         shapes = [f"{key} {other[key]} for {own[key]}" for key in sorted(own.keys() & other.keys()) if own[key] != other[key]]
         kinds = {"missing": sorted(own.keys() - other.keys()), "unexpected": sorted(other.keys() - own.keys()), "other shapes": shapes}
         told = "; ".join(f"{kind}: {', '.join(keys[:3])} ({len(keys)} in all)" for kind, keys in kinds.items() if keys)

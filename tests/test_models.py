@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import pytest
 import requests
@@ -115,10 +116,22 @@ def test_a_checkpoint_of_another_architecture_names_the_file_and_keys(net, tmp_p
     )
     with pytest.raises(ValueError, match=message):
         models.load_checkpoint(other, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match="list: expected the weights of a Sequential of this architecture"):
+        models.load_state(net, [1], "list")
     monkeypatch.setattr(models, "checkpoint_path", lambda name: tmp_path / "net.safetensors")
     for name in ("cifar10-resnet20", "cifar10-resnet164"):
         with pytest.raises(ValueError, match=r"net.safetensors: expected the weights of a CIFARResNet"):
             load_classifier(name)
+
+
+class Runs:
+    """Unpickling it leaves a trace."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
 
 
 def test_a_damaged_training_state_says_to_delete_it(net, tmp_path):
@@ -130,6 +143,10 @@ def test_a_damaged_training_state_says_to_delete_it(net, tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"state_path: expected the state .* got {path}, which is damaged .* delete it"):
             models.load_training_state(path, ["net", "log"])
+    torch.save({"net": Runs(tmp_path / "trace"), "log": []}, path)
+    with pytest.raises(ValueError, match="damaged or another file"):
+        models.load_training_state(path, ["net", "log"])
+    assert not (tmp_path / "trace").exists()
     path.write_bytes(whole)
     with pytest.raises(ValueError, match="delete it to train from the start"):
         models.load_training_state(path, ["net", "optimizer"])
