@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from salkit import compare, costs, masker_training, models, reproduce, tables, training
+from salkit import checkpoints, compare, costs, masker_training, models, reproduce, tables, training
 from salkit.data import data_dir, load_distractors, load_images, open_images
 from salkit.evaluation import evaluate, open_results
 from salkit.executors import ShardError
@@ -158,7 +158,7 @@ def train_classifier_command(
         log = training.train_classifier(
             model, list(zip(sets, repeats, strict=True)), held_out, recipe, state_path=out.with_suffix(".state")
         )
-        models.save_checkpoint(model, out, torch.float16)
+        checkpoints.save_checkpoint(model, out, torch.float16)
         model.half().float()  # what a reader of the float16 checkpoint gets
         exact = training.accuracy(model, held_out)
     for row in log:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision import datasets, transforms
+from torchvision import transforms
 from torchvision.models import ResNet50_Weights
-from tqdm import tqdm
+
+from salkit.downloads import fetch, progress_bar, unpack
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGENETTE_WNIDS = {
@@ -31,6 +32,12 @@ IMAGENETTE_WNIDS = {
 """The ten classes of Imagenette: WordNet id -> ImageNet class index."""
 
 IMAGENETTE_LABELS = tuple(IMAGENETTE_WNIDS.values())
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_CHECKSUM = "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+CIFAR10_IMAGES_PER_FILE = 10_000
+IMAGENETTE_URL = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2.tgz"
+IMAGENETTE_CHECKSUM = "md5:fe2fc210e6bb7c5664d602c3cd71e612"
+
 IMAGENET_SAMPLE_LABELS = (99, 243, 455, 471, 541, 559, 741, 853, 915, 949)
 """The label list of the embedded default: the ten classes of the packaged ImageNet samples that EfficientNet-Lite0 is surest of, as
 Imagenette's ten were chosen for being easy."""
@@ -64,11 +71,14 @@ class ImageSet:
     """Images with stable ids, ready for a classifier.
 
     Attributes:
-        images: `(N, 3, H, W)` float32, normalised.
+        images: `(N, 3, H, W)` float32 (or float64), normalised, finite.
         labels: `(N,)` int64 indices into `class_names`; -1 where a folder does not tell.
         ids: one stable name an image; every random draw for the image is seeded by it.
         class_names: names of all classes of the data set (1000 for ImageNet's).
         mean, std: the normalisation that was applied, per channel.
+
+    Raises:
+        ValueError: shapes that do not go together, equal ids, images of another type or with values that are not finite.
 
     Example:
         >>> images = load_images("cifar10-samples")
@@ -87,6 +97,12 @@ class ImageSet:
         n = len(self.ids)
         if self.images.ndim != 4 or len(self.images) != n or self.images.shape[1] != 3:
             raise ValueError(f"images: expected shape ({n}, 3, H, W) for {n} ids, got {tuple(self.images.shape)}")
+        if self.images.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"images: expected float32 or float64, got {self.images.dtype}")
+        # The extremes tell: they are NaN where anything is, and take no memory.
+        if self.images.numel() and not torch.stack(self.images.aminmax()).isfinite().all():
+            bad = [i for i, image in zip(self.ids, self.images, strict=True) if not image.isfinite().all()]
+            raise ValueError(f"images: expected finite values, got NaN or infinity in {len(bad)} of {n} images, first {bad[0]!r}")
         if self.labels.shape != (n,):
             raise ValueError(f"labels: expected shape ({n},), got {tuple(self.labels.shape)}")
         if len(set(self.ids)) != n:
@@ -151,9 +167,9 @@ def load_images(
 
     Args:
         name: `"cifar10-samples"` and `"imagenet-samples"` (20 images each, inside the wheel `foolbox`), `"cifar10"`,
-            `"imagenette"` (downloaded by torchvision, checksums verified), or `"folder:PATH"`: one sub-folder a class, or
-            images only. Folders named after the classes of CIFAR-10 or ImageNet (name or Imagenette's WordNet id) get those
-            indices, others are numbered in alphabetical order.
+            `"imagenette"` (downloaded, checksums verified), or `"folder:PATH"`: one sub-folder a class, or images only. Folders
+            named after the classes of CIFAR-10 or ImageNet (name or Imagenette's WordNet id) get those indices, others are
+            numbered in alphabetical order.
         split: `"test"` or `"train"`, for the downloaded data sets.
         n: how many images to draw (before anything is decoded); None for all.
         seed: of that draw.
@@ -163,7 +179,8 @@ def load_images(
         show_progress: a bar while decoding.
 
     Raises:
-        ValueError: unknown name, split or preprocessing, or more images asked for than there are.
+        ValueError: unknown name, split or preprocessing, more images asked for than there are, or a file that is no image, damaged,
+            or of pixels whose range it does not tell.
         FileNotFoundError: no such folder or no image in it; a data set that is missing and cannot be fetched (the message says
             what to put where).
 
@@ -215,11 +232,6 @@ def open_images(
         known = ["cifar10-samples", "imagenet-samples", "cifar10", "imagenette", "folder:PATH"]
         raise ValueError(f"name: expected one of {known}, got {name!r}")
     return index
-
-
-def progress_bar(iterable: Iterable[Any] | None, show: bool, **settings: Any) -> Any:
-    """A tqdm bar, or its silent twin; left to itself a bar heeds `TQDM_DISABLE`, which an explicit `disable=False` would override."""
-    return tqdm(iterable, **settings) if show else tqdm(iterable, disable=True)
 
 
 def load_distractors(name: str, *, n: int = 1000, seed: int = 0, **settings: Any) -> ImageSet:
@@ -274,40 +286,54 @@ def _packaged(prefix: str) -> ImageFiles:
 
 
 def _cifar10(root: Path, split: str, download: bool) -> ImageFiles:
-    fetched: Any = _fetch(lambda get: datasets.CIFAR10(root, train=split == "train", download=get), "CIFAR-10", root, download)
-    ids = [f"cifar10_{split}_{i:05d}" for i in range(len(fetched.data))]
-    return ImageFiles(ids, fetched.targets, lambda i: Image.fromarray(fetched.data[i]), CIFAR10_CLASSES, "cifar10")
+    folder = root / "cifar-10-batches-bin"
+    if not folder.is_dir():
+        try:
+            archive = _fetch(CIFAR10_URL, root, CIFAR10_CHECKSUM, "CIFAR-10", download)
+        except FileNotFoundError as error:
+            if (root / "cifar-10-batches-py").is_dir() or (root / "cifar-10-python.tar.gz").is_file():
+                raise FileNotFoundError(
+                    f"{error} The Python version of CIFAR-10, which is there (torchvision's), is not read: its files are pickles, and "
+                    "loading a pickle runs what is in it."
+                ) from None
+            raise
+        unpack(archive, folder)
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
+    records = np.concatenate([_cifar10_records(folder / name) for name in names])
+    labels, pixels = records[:, 0].tolist(), records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    ids = [f"cifar10_{split}_{i:05d}" for i in range(len(labels))]
+    return ImageFiles(ids, labels, lambda i: Image.fromarray(pixels[i]), CIFAR10_CLASSES, "cifar10")
+
+
+def _cifar10_records(path: Path) -> np.ndarray:
+    """Records of a batch of the binary version, `(N, 1 + 3 * 32 * 32)` uint8: the label, then the red, green and blue plane."""
+    if not path.is_file():
+        raise FileNotFoundError(f"CIFAR-10: expected {path}, which is missing; delete {path.parent} to have it unpacked anew")
+    values, length = np.fromfile(path, np.uint8), 1 + 3 * 32 * 32
+    if len(values) != CIFAR10_IMAGES_PER_FILE * length or values[::length].max() >= len(CIFAR10_CLASSES):
+        raise ValueError(
+            f"{path}: expected {CIFAR10_IMAGES_PER_FILE} records of {length} bytes, each a label below 10 and an image, got "
+            f"{len(values)} bytes; delete {path.parent} to have it unpacked anew"
+        )
+    return values.reshape(-1, length)
 
 
 def _imagenette(root: Path, split: str, download: bool) -> ImageFiles:
-    part = "train" if split == "train" else "val"
-    folder = root / "imagenette2" / part
+    folder = root / "imagenette2"
     if not folder.is_dir():
-        _fetch(lambda get: datasets.Imagenette(root, split=part, size="full", download=get), "Imagenette", root, download)
-    return _folder(folder, "imagenet")
+        unpack(_fetch(IMAGENETTE_URL, root, IMAGENETTE_CHECKSUM, "Imagenette", download), folder)
+    return _folder(folder / ("train" if split == "train" else "val"), "imagenet")
 
 
-def _fetch(make: Callable[[bool], Any], title: str, root: Path, download: bool) -> Any:
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        return make(False)
-    except RuntimeError:  # torchvision: not there, or a checksum differs
-        try:
-            if download:
-                return make(True)
-            reason = "downloading is switched off"
-        except (OSError, RuntimeError) as error:
-            reason = str(error)
-    raise FileNotFoundError(
-        f"{title} is not in {root} and could not be fetched ({reason}). On a machine with a network run the same command once, "
-        f"or copy torchvision's archive of {title} into {root}; the packaged samples and folders need no network."
-    )
+def _fetch(url: str, root: Path, checksum: str, title: str, download: bool) -> Path:
+    path, hint = root / url.rpartition("/")[2], "The packaged samples and folders need no network."
+    return fetch(url, path, checksum=checksum, title=title, hint=hint, download=download)
 
 
 def _folder(folder: Path, preprocessing: str) -> ImageFiles:
     if not folder.is_dir():
         raise FileNotFoundError(f"folder: expected a folder of images, got {folder}, which is not one")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
     if not paths:
         raise FileNotFoundError(f"folder: expected images ({' '.join(IMAGE_SUFFIXES)}), got none under {folder}")
     ids = [p.relative_to(folder).as_posix() for p in paths]
@@ -319,8 +345,39 @@ def _folder(folder: Path, preprocessing: str) -> ImageFiles:
 
 
 def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    """An image file as RGB, the right way up; of several frames the first.
+
+    Raises:
+        ValueError: no image, a damaged or a huge one, or one whose pixels have a range it does not tell.
+    """
+    with path.open("rb") as file:
+        try:
+            with Image.open(file) as image:
+                return _rgb(image)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{path}: expected an image, got {'none PIL knows' if path.stat().st_size else 'an empty file'}") from error
+        except Exception as error:  # each of PIL's decoders has its own kinds for damaged files
+            raise ValueError(f"{path}: expected an image in one piece with 8 or 16 bits a channel, got {error}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    # PIL itself refuses twice as many pixels, and only warns from here on.
+    if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {Image.MAX_IMAGE_PIXELS}")
+    image.load()
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # broken EXIF says nothing about the pixels, which are there
+        pass
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode!r}: 32 bits a pixel, which could mean any range")
+    if image.mode.startswith("I;16"):
+        # PIL would clip at 255. Halves cannot occur: 257 is odd.
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode in ("P", "PA") and "transparency" in image.info:
+        # PIL warns where this is done in one step; transparent pixels keep their colour either way.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def _number_classes(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:

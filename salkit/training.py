@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from salkit.checkpoints import load_state, load_training_state
 from salkit.data import ImageSet, progress_bar
 
 
@@ -52,7 +53,7 @@ def train_classifier(
         One row an epoch: `epoch`, `loss`, `val_accuracy`, `seconds`.
 
     Raises:
-        ValueError: no training images, or some without a label.
+        ValueError: no training images, or some without a label; a state that is damaged or of another net.
 
     Example:
         >>> log = train_classifier(cifar10_net("resnet20"), [(train, 1)], val, Recipe(epochs=1))  # doctest: +SKIP
@@ -73,8 +74,8 @@ def train_classifier(
     )
     log: list[dict[str, float]] = []
     if state_path and Path(state_path).exists():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        net.load_state_dict(state["net"])
+        state = load_training_state(state_path, ("net", "optimizer", "schedule", "log"), device)
+        load_state(net, state["net"], state_path)
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         log = state["log"]

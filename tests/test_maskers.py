@@ -1,6 +1,8 @@
 """Masker networks: what they learn, their losses by hand, training that can be cut short, checkpoints."""
 
+import json
 import math
+import os
 from itertools import pairwise
 
 import numpy as np
@@ -173,6 +175,30 @@ def test_training_that_was_cut_short_goes_on_as_if_nothing_had_been(tmp_path, co
     assert any(not torch.equal(a, b) for a, b in zip(fresh.parameters(), undisturbed.parameters(), strict=True)), "something was learned"
     once_more = train_masker(new_masker(kind, colours), colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
     assert once_more == again, "a finished training is not begun again"
+
+
+def test_a_state_that_cannot_be_gone_on_from_is_named(tmp_path, colours, tiny_set, held_out):
+    state, recipe = tmp_path / "state.pt", recipe_of("phang")
+    train_masker(new_masker("phang", colours), colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
+    with pytest.raises(ValueError, match=rf"{state}: expected the weights of a DabkowskiGalNet .* got others"):
+        train_masker(new_masker("dabkowski_gal", colours), colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
+    state.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"state_path: .* delete it to train from the start"):
+        train_masker(new_masker("phang", colours), colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
+
+
+def test_a_header_that_does_not_fit_is_named(tmp_path, colours):
+    path, masker = tmp_path / "masker.safetensors", new_masker("phang", colours)
+    state = {k: v.contiguous() for k, v in masker.state_dict().items()}
+    for settings, message in (
+        ("{", r"masker: expected a header of JSON, got .*masker.safetensors, where"),
+        ('{"depth": 3}', r"masker: expected the settings of 'phang' in .*masker.safetensors, got \{'depth': 3\}"),
+        (json.dumps(masker.settings | {"channels": [1, 1]}), r"masker.safetensors: expected the weights of a PhangNet .*other shapes"),
+    ):
+        save_file(state, path, {"kind": '"phang"', "settings": settings})
+        os.utime(path, ns=(0, len(settings)))  # another time, as a file written later would have
+        with pytest.raises(ValueError, match=message):
+            load_masker(path)
 
 
 def test_learning_curve_and_phases(colours, tiny_set, held_out):

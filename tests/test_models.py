@@ -1,9 +1,15 @@
+import pickle
+from pathlib import Path
+
 import pytest
+import requests
 import torch
 from torch import nn
 
-from salkit import data, models
-from salkit.models import Classifier, load_classifier, save_checkpoint
+from salkit import checkpoints, data, models
+from salkit.checkpoints import save_checkpoint
+from salkit.methods.masker import load_masker, masker_metadata
+from salkit.models import Classifier, load_classifier
 
 
 @pytest.fixture
@@ -69,10 +75,82 @@ def test_other_wrong_input_is_named(net, images):
 def test_checkpoint_round_trip_in_half_precision(net, images, tmp_path):
     save_checkpoint(net, tmp_path / "net.safetensors", torch.float16)
     twin = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
-    twin.load_state_dict(models.load_file(tmp_path / "net.safetensors"))
+    checkpoints.load_checkpoint(twin, tmp_path / "net.safetensors")
     assert twin[0].weight.dtype == torch.float32
     # Float16 keeps 11 bits: relative 5e-4 a weight.
     torch.testing.assert_close(Classifier(twin)(images), Classifier(net)(images), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (lambda net, path: torch.save(net.state_dict(), path), "a zip, as torch.save writes it around a pickle"),
+        (lambda net, path: path.write_bytes(pickle.dumps({"a": 1})), "a pickle"),
+        (lambda net, path: torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False), "a pickle"),
+        (lambda net, path: path.write_bytes(b""), "an empty file"),
+        (lambda net, path: path.write_text("<html>a text</html>"), "a damaged or another file"),
+        (lambda net, path: (save_checkpoint(net, path), path.write_bytes(path.read_bytes()[:-9])), "a damaged or another file"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_named_and_never_unpickled(net, tmp_path, monkeypatch, write, kind):
+    path = tmp_path / "net.safetensors"
+    write(net, path)
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(pickle, "load", None)
+    with pytest.raises(ValueError, match=rf"{path}: expected a safetensors file in one piece, got {kind} \("):
+        checkpoints.load_checkpoint(net, path)
+    with pytest.raises(ValueError, match=rf"{path}: expected a safetensors file"):
+        masker_metadata(path)
+    with pytest.raises(ValueError, match=rf"{path}: expected a safetensors file"):
+        load_masker(path)
+    with pytest.raises(FileNotFoundError, match="path: expected a checkpoint, got"):
+        checkpoints.load_checkpoint(net, tmp_path)
+
+
+def test_a_checkpoint_of_another_architecture_names_the_file_and_keys(net, tmp_path, monkeypatch):
+    save_checkpoint(net, tmp_path / "net.safetensors")
+    other = nn.Sequential(nn.Conv2d(3, 4, 5), nn.Linear(4, 6), nn.Linear(6, 6))
+    message = (
+        r"net.safetensors: expected the weights of a Sequential of this architecture, got others \(missing: 2.bias, 2.weight \(2 in all\); "
+        r"unexpected: 1.num_batches_tracked, 1.running_mean, 1.running_var \(5 in all\); "
+        r"other shapes: 0.weight \(4, 3, 3, 3\) for \(4, 3, 5, 5\), 1.bias \(4,\) for \(6,\), 1.weight \(4,\) for \(6, 4\) \(3 in all\)\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        checkpoints.load_checkpoint(other, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match="list: expected the weights of a Sequential of this architecture"):
+        checkpoints.load_state(net, [1], "list")
+    monkeypatch.setattr(models, "checkpoint_path", lambda name: tmp_path / "net.safetensors")
+    for name in ("cifar10-resnet20", "cifar10-resnet164"):
+        with pytest.raises(ValueError, match=r"net.safetensors: expected the weights of a CIFARResNet"):
+            load_classifier(name)
+
+
+class Runs:
+    """Unpickling it leaves a trace."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def test_a_damaged_training_state_says_to_delete_it(net, tmp_path):
+    path = tmp_path / "net.state"
+    torch.save({"net": net.state_dict(), "log": []}, path)
+    assert checkpoints.load_training_state(path, ["net", "log"])["log"] == []
+    whole = path.read_bytes()
+    for content in (whole[:-100], whole[:300], b"", b"text", pickle.dumps({"net": 1, "log": print})):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"state_path: expected the state .* got {path}, which is damaged .* delete it"):
+            checkpoints.load_training_state(path, ["net", "log"])
+    torch.save({"net": Runs(tmp_path / "trace"), "log": []}, path)
+    with pytest.raises(ValueError, match="damaged or another file"):
+        checkpoints.load_training_state(path, ["net", "log"])
+    assert not (tmp_path / "trace").exists()
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="delete it to train from the start"):
+        checkpoints.load_training_state(path, ["net", "optimizer"])
 
 
 def test_shipped_resnet20_knows_the_packaged_images():
@@ -100,12 +178,13 @@ def test_paper_nets_exist_and_need_no_network_without_weights():
 
 def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
     def no_network(*_, **__):
-        raise OSError("Network is unreachable")
+        raise requests.ConnectionError("Network is unreachable")
 
     monkeypatch.setattr(models, "data_dir", lambda: tmp_path)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
-    with pytest.raises(FileNotFoundError, match=r"weights of ResNet50 .* could not be fetched .*copy"):
+    monkeypatch.setattr(requests, "get", no_network)
+    where = rf"copy it \(sha256:0676ba61\) to {tmp_path}/downloads/torchvision/resnet50-0676ba61.pth"
+    with pytest.raises(FileNotFoundError, match=rf"weights file of ResNet50 .* could not be fetched \(Network is unreachable.*{where}"):
         load_classifier("resnet50")
-    monkeypatch.setattr("pytorchcv.models.common.model_store._download", no_network)
-    with pytest.raises(FileNotFoundError, match="weights of ResNet-164"):
+    where = r"get https://\S*resnet164bn_cifar10-0368-74ae9f4b.pth.zip and copy the file .*\.pth in it \(sha1:74ae9f4b\w{32}\) to"
+    with pytest.raises(FileNotFoundError, match=rf"weights file of ResNet-164 .*{where}"):
         load_classifier("cifar10-resnet164")

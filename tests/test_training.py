@@ -57,6 +57,16 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
 
 
+def test_a_state_that_cannot_be_gone_on_from_is_named(tmp_path):
+    state, train = tmp_path / "run.state", [(stripes(64, 0), 1)]
+    train_classifier(small_net(), train, stripes(8, 1), RECIPE, state_path=state, show_progress=False)
+    with pytest.raises(ValueError, match=rf"{state}: expected the weights of a Linear .* got others"):
+        train_classifier(nn.Linear(1, 1), train, stripes(8, 1), RECIPE, state_path=state, show_progress=False)
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"state_path: .* damaged or another file; delete it to train from the start"):
+        train_classifier(small_net(), train, stripes(8, 1), RECIPE, state_path=state, show_progress=False)
+
+
 def test_batches_shift_and_flip_but_change_nothing_else():
     image = torch.arange(3 * 8 * 8.0).view(1, 3, 8, 8)
     images, labels, order = image.repeat(16, 1, 1, 1), torch.arange(16), torch.arange(16)

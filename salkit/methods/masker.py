@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from salkit.checkpoints import load_checkpoint, open_checkpoint
 from salkit.data import data_dir
 from salkit.methods.base import Cost, check_pairs, check_settings, label_names
 from salkit.models import Classifier
@@ -199,17 +199,20 @@ def masker_metadata(name: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: a safetensors file that is no masker.
+        ValueError: not a masker's checkpoint: a pickle (which is not read, only told), a damaged file, another net's.
     """
     path = masker_path(name)
     if not path.is_file():
         shipped = sorted(p.stem for p in (data_dir() / "checkpoints").glob("*.safetensors"))
         raise FileNotFoundError(f"masker: expected a checkpoint (shipped: {shipped}; train one: salkit train-masker), got {path}")
-    with safe_open(path, "pt") as file:
+    with open_checkpoint(path) as file:
         header = file.metadata() or {}
     if not {"kind", "settings"} <= header.keys():
         raise ValueError(f"masker: expected a masker's checkpoint, got {path}, whose header has {sorted(header)}")
-    return {k: json.loads(v) for k, v in header.items()}
+    try:
+        return {k: json.loads(v) for k, v in header.items()}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"masker: expected a header of JSON, got {path}, where {error}") from error
 
 
 def load_masker(name: str | Path) -> Masker:
@@ -217,7 +220,7 @@ def load_masker(name: str | Path) -> Masker:
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: not a masker's checkpoint.
+        ValueError: not a masker's checkpoint, as for `masker_metadata`, or weights that do not fit its header.
 
     Example:
         >>> load_masker("phang-efficientnet-lite0").kind
@@ -234,8 +237,11 @@ def _load(path: Path, changed: int) -> Masker:
     header = masker_metadata(path)
     if header["kind"] not in Masker.KINDS:
         raise ValueError(f"masker: expected one of {sorted(Masker.KINDS)}, got {header['kind']!r} in {path}")
-    masker = Masker.KINDS[header["kind"]](**header["settings"])
-    masker.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    try:
+        masker = Masker.KINDS[header["kind"]](**header["settings"])
+    except TypeError as error:
+        raise ValueError(f"masker: expected the settings of {header['kind']!r} in {path}, got {header['settings']}") from error
+    load_checkpoint(masker, path)
     return masker.eval().requires_grad_(False)
 
 
