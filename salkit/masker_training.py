@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from salkit.checkpoints import load_state, load_training_state
+from salkit.checks import check_choice, check_integer, check_settings
 from salkit.data import PREPROCESSING, ImageFiles, ImageSet, progress_bar
 from salkit.methods.dabkowski_gal import DabkowskiGalNet
 from salkit.methods.masker import Masker
@@ -59,10 +60,14 @@ class MaskerRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in Masker.KINDS:
-            raise ValueError(f"kind: expected one of {sorted(Masker.KINDS)}, got {self.kind!r}")
-        if self.embedding not in ("normal", "classifier"):
-            raise ValueError(f"embedding: expected 'normal' or 'classifier', got {self.embedding!r}")
+        check_choice("kind", self.kind, sorted(Masker.KINDS))
+        check_choice("embedding", self.embedding, ("normal", "classifier"))
+        counts, flags = ("batch_size", "size", "eval_every"), ("class_conditional",)
+        check_settings(self, counts=counts, weights=("weight_decay", "area_ramp"), rates=("lr", "clip"), flags=flags)
+        check_integer("seed", self.seed)
+        for name in ("widths", "images"):
+            for n in getattr(self, name) or ():
+                check_integer(name, n, 1)
 
 
 class Stage(NamedTuple):
@@ -264,8 +269,7 @@ def taps_of(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: unknown name.
     """
-    if name not in FEATURE_TAPS:
-        raise ValueError(f"classifier: expected one of {sorted(FEATURE_TAPS)}, got {name!r}")
+    check_choice("classifier", name, sorted(FEATURE_TAPS))
     return FEATURE_TAPS[name]
 
 

@@ -271,9 +271,9 @@ def test_batches_change_nothing_but_the_size_of_a_pass():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"alpha": -0.1}, r"alpha: expected a threshold in \[0, 1\], got -0.1"),
-        ({"alpha": 1.01}, r"alpha: expected a threshold in \[0, 1\], got 1.01"),
-        ({"alpha": float("nan")}, "alpha: expected a threshold"),
+        ({"alpha": -0.1}, r"alpha: expected a finite number in \[0, 1\], got -0.1"),
+        ({"alpha": 1.01}, r"alpha: expected a finite number in \[0, 1\], got 1.01"),
+        ({"alpha": float("nan")}, "alpha: expected a finite number"),
         ({"rule": "otsu"}, "rule: expected one of .*largest_component.*, got 'otsu'"),
         ({"heatmaps": torch.zeros(2, 4, 4)}, r"heatmaps: expected shape \(2, 8, 8\)"),
         ({"heatmaps": torch.zeros(1, 8, 8)}, r"heatmaps: expected shape \(2, 8, 8\)"),
