@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -109,8 +110,8 @@ class ImageSet:
             raise ValueError(f"images: expected finite values, got NaN or infinity in {len(bad)} of {n} images, first {bad[0]!r}")
         if self.labels.shape != (n,) or self.labels.dtype != torch.int64:
             raise ValueError(f"labels: expected shape ({n},) of int64, got {tuple(self.labels.shape)} of {self.labels.dtype}")
-        if twice := {i for i in self.ids if self.ids.count(i) > 1} if len(set(self.ids)) != n else ():
-            raise ValueError(f"ids: expected unique names, got {min(twice)!r} more than once")
+        if len(set(self.ids)) != n:
+            raise ValueError(f"ids: expected unique names, got {Counter(self.ids).most_common(1)[0][0]!r} more than once")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError(f"mean, std: expected three numbers each, got {self.mean} and {self.std}")
 

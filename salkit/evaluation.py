@@ -335,36 +335,32 @@ def _heatmaps(store: Store, plans: Sequence[_Plan], size: Sequence[int]) -> np.n
     return torch.stack(every).numpy()
 
 
-def named(name: str, images: ImageSet | Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    """Images on the CPU and their names; a hash of the pixels names those without.
-
-    Raises:
-        TypeError, ValueError: they are none; `name` is the argument's.
-    """
+def _pixels(name: str, images: ImageSet | Tensor) -> Tensor:
+    """Images on the CPU; `name` is the argument's, for errors."""
     if not isinstance(images, (ImageSet, Tensor)):
         raise TypeError(f"{name}: expected an ImageSet or a tensor (N, 3, H, W), got {type(images).__name__}")
     inputs = images.images if isinstance(images, ImageSet) else images.detach()
     check_images(name, inputs)
-    return inputs.cpu(), images.ids if isinstance(images, ImageSet) else tuple(masking.image_ids(images))
+    return inputs.cpu()
 
 
 def check_scene(
     classifier: Classifier, images: ImageSet | Tensor, distractors: ImageSet | Tensor | None, name: str = "images"
 ) -> tuple[Tensor, tuple[str, ...], Tensor]:
-    """Images and their names, and the pool of distractors (None takes the images), all on the CPU.
+    """Images, their names (a hash of the pixels for those without) and the pool of distractors (None: the images), all on the CPU.
 
     Raises:
         TypeError: wrong types.
         ValueError: wrong shapes, none at all, values that are not finite, or distractors of another size than the images.
     """
     check_classifier(classifier)
-    inputs, ids = named(name, images)
+    inputs = _pixels(name, images)
     check_precision(name, inputs, classifier)
-    pool, _ = (inputs, ids) if distractors is None else named("distractors", distractors)
+    pool = inputs if distractors is None else _pixels("distractors", distractors)
     if pool.shape[1:] != inputs.shape[1:]:
         expected, got = tuple(inputs.shape[1:]), tuple(pool.shape)
         raise ValueError(f"distractors: expected shape (P, *{expected}), the size of {name}, got {got}")
-    return inputs, ids, pool
+    return inputs, images.ids if isinstance(images, ImageSet) else tuple(masking.image_ids(inputs)), pool
 
 
 def check_methods(methods: Mapping[str, SaliencyMethod] | Sequence[str]) -> dict[str, SaliencyMethod]:

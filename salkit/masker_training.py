@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from salkit.checkpoints import load_state, load_training_state
-from salkit.checks import check_choice, check_integer, check_settings
+from salkit.checks import check_choice, check_integer, check_settings, is_integer
 from salkit.data import PREPROCESSING, ImageFiles, ImageSet, progress_bar
 from salkit.methods.dabkowski_gal import DabkowskiGalNet
 from salkit.methods.masker import Masker
@@ -65,9 +65,8 @@ class MaskerRecipe:
         counts, flags = ("batch_size", "size", "eval_every"), ("class_conditional",)
         check_settings(self, counts=counts, weights=("weight_decay", "area_ramp"), rates=("lr", "clip"), flags=flags)
         check_integer("seed", self.seed)
-        for name in ("widths", "images"):
-            for n in getattr(self, name) or ():
-                check_integer(name, n, 1)
+        for width in self.widths:
+            check_integer("widths", width, 1)
 
 
 class Stage(NamedTuple):
@@ -199,7 +198,7 @@ def stages(masker: Masker, recipe: MaskerRecipe) -> list[Stage]:
     """
     phases = masker.phases()
     images = [p.batch_size * p.n_steps for p in phases] if recipe.images is None else recipe.images
-    if len(images) != len(phases) or min(images) < 1:
+    if len(images) != len(phases) or not all(is_integer(n, 1) for n in images):
         raise ValueError(f"images: expected a number >= 1 for each phase {[p.name for p in phases]}, got {images}")
     chosen = []
     for p, n_images in zip(phases, images, strict=True):

@@ -128,11 +128,12 @@ def _score(classifier: Classifier, inputs: Tensor, target: Tensor, every: Tensor
     prob = []
     for some in rows.split(batch_size(inputs, internal_batch_size)):
         log_probs = classifier(crop(inputs[some[:, 0]], some[:, 1:]))
-        if not log_probs.isfinite().all():
-            raise ValueError("classifier: expected finite logits, got NaN or infinity")
         prob.append(log_probs.gather(1, target.to(inputs.device)[some[:, :1]]).squeeze(1).exp())
+    found = torch.cat(prob)
+    if not found.isfinite().all():
+        raise ValueError("classifier: expected finite logits, got NaN or infinity")
     area = (rows[:, 2] - rows[:, 1]) * (rows[:, 4] - rows[:, 3]) / (inputs.shape[-2] * inputs.shape[-1])
-    return (area.clamp_min(0.05).log() - torch.cat(prob).clamp_min(1e-8).log())[back].view(n, k)
+    return (area.clamp_min(0.05).log() - found.clamp_min(1e-8).log())[back].view(n, k)
 
 
 def crop(inputs: Tensor, box: Tensor) -> Tensor:

@@ -234,7 +234,7 @@ def test_the_thresholds_that_are_tried():
 
 
 def test_equal_boxes_of_a_pair_are_evaluated_once():
-    classifier = Classifier(Counting())
+    classifier = Classifier(Counting(), labels=[0, 1, 2])
     inputs, target, heatmaps = drawn_pairs(5, 12)
     distinct = sum(len({box_by_loops(heatmap, alpha) for alpha in ALPHAS}) for heatmap in heatmaps.numpy())
     assert 5 < distinct < 5 * len(ALPHAS), "some boxes are equal, not all"
@@ -257,7 +257,7 @@ def test_batches_change_nothing_but_the_size_of_a_pass():
     inputs, target, heatmaps = drawn_pairs(7, 12)
     all_at_once = saliency_metric(Classifier(Counting()), inputs, target, heatmaps, 0.4)
     for size in (1, 2, 3, 7, 100):
-        counting = Classifier(Counting())
+        counting = Classifier(Counting(), labels=[0, 1, 2])
         # Float32 sums may round differently in batches of another size.
         torch.testing.assert_close(
             saliency_metric(counting, inputs, target, heatmaps, 0.4, internal_batch_size=size), all_at_once, atol=1e-5, rtol=0
