@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from salkit import checkpoints, compare, costs, masker_training, models, reproduce, tables, training
+from salkit.checks import check_choice, check_out
 from salkit.data import data_dir, load_distractors, load_images, open_images
 from salkit.evaluation import evaluate, open_results
 from salkit.executors import ShardError
@@ -45,7 +46,7 @@ def reproduce_command(
 ) -> None:
     """Execute the notebooks in order and write the report; what is in the store already is not computed again."""
     with _errors():
-        parameters = dict(_name_and_value(p) for p in parameter or [])
+        parameters = dict(_name_and_value("parameter", p) for p in parameter or [])
         where = {"output_dir": output, "store": store, "executor": executor, "workers": workers}
         index = reproduce.reproduce(profile, notebook=notebook, **where, parameters=parameters, console=console)  # type: ignore[arg-type]
         console.print(f"Open {index}")
@@ -96,13 +97,14 @@ def evaluate_command(
 ) -> None:
     """Score methods by name on a data set or folder."""
     with _errors():
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol: expected one of {sorted(PROTOCOLS)}, got {protocol!r}")
-        settings = dict(_name_and_value(s) for s in setting or [])
+        check_choice("protocol", protocol, sorted(PROTOCOLS))
+        check_choice("classifier", classifier, list(models.CLASSIFIERS))
+        check_out("csv", csv, ".csv")
+        settings = dict(_name_and_value("set", s) for s in setting or [])
         methods = {name: get_method(name, preset, **settings) for name in method}  # type: ignore[arg-type]
         kind = "cifar10" if classifier.startswith("cifar10") else "imagenet"
         images = load_images(data, n=n, seed=seed, preprocessing=kind)
-        chosen = [int(a) for a in labels.split(",")] if labels else None
+        chosen = _label_list(labels) if labels else None
         if chosen is None and kind == "imagenet":
             chosen = sorted(set(images.labels[images.labels >= 0].tolist()))
         net = models.load_classifier(classifier, chosen, PROTOCOLS[protocol].softmax_over)
@@ -128,8 +130,10 @@ def evaluate_command(
         shown.add_row(row.method, row.metric, f"{row.ours:.3f}" if row.n else "", interval, str(row.n))
     console.print(shown)
     if csv:
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(csv, index=False)
+        with _errors():
+            csv.parent.mkdir(parents=True, exist_ok=True)
+            table.to_csv(f"{csv}.part", index=False)
+            Path(f"{csv}.part").replace(csv)
         console.print(f"written to {csv}")
 
 
@@ -146,6 +150,7 @@ def train_classifier_command(
 ) -> None:
     """Train a CIFAR-10 classifier; a run that was stopped goes on where it was."""
     with _errors():
+        check_out("out", out, ".safetensors")
         repeats = times or [1] * len(train)
         if len(repeats) != len(train):
             raise ValueError(f"times: expected one number for each --train, {len(train)}, got {len(repeats)}")
@@ -188,6 +193,8 @@ def train_masker_command(
 ) -> None:
     """Train a masker network on a frozen classifier; a run that was stopped goes on where it was."""
     with _errors():
+        check_out("out", out, ".safetensors")
+        check_choice("classifier", classifier, list(models.CLASSIFIERS))
         preprocessing = "cifar10" if classifier.startswith("cifar10") else "imagenet"
         files = open_images(train, split="train", preprocessing=preprocessing)
         held_out = load_images(val, preprocessing=preprocessing)
@@ -262,8 +269,7 @@ def export_command(
 ) -> None:
     """Write what is there of a run as one netCDF file, for publication."""
     with _errors():
-        if out.suffix != ".nc":
-            raise ValueError(f"out: expected a file name that ends in .nc, got {out}")
+        check_out("out", out, ".nc")
         results = open_results(_existing(store), run)
         out.parent.mkdir(parents=True, exist_ok=True)
         results.to_netcdf(f"{out}.part", engine="scipy")
@@ -321,16 +327,28 @@ def _device_name(device: str) -> str:
     return f"{device} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def _name_and_value(text: str) -> tuple[str, int | float | str]:
+def _name_and_value(option: str, text: str) -> tuple[str, int | float | str | bool | None]:
     name, found, value = text.partition("=")
     if not found:
-        raise ValueError(f"expected NAME=VALUE, got {text!r}")
+        raise ValueError(f"{option}: expected NAME=VALUE, got {text!r}")
+    if value.lower() in WORDS:
+        return name, WORDS[value.lower()]
     for kind in (int, float):
         try:
             return name, kind(value)
         except ValueError:
             pass
     return name, value
+
+
+WORDS = {"true": True, "false": False, "none": None}
+
+
+def _label_list(text: str) -> list[int]:
+    try:
+        return [int(a) for a in text.split(",")]
+    except ValueError:
+        raise ValueError(f"labels: expected class indices, comma-separated, got {text!r}") from None
 
 
 def _existing(folder: Path) -> ResultStore:
@@ -356,7 +374,7 @@ class _errors:
         if isinstance(error, KeyboardInterrupt):
             Console(stderr=True).print("stopped. Finished shards are in the store; the same command goes on where it was.", style="yellow")
             raise typer.Exit(130)
-        if isinstance(error, (ValueError, TypeError, FileNotFoundError, ShardError, StoreError, reproduce.NotebookError)):
+        if isinstance(error, (ValueError, TypeError, OSError, ShardError, StoreError, reproduce.NotebookError)):
             Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1)
 

@@ -26,8 +26,11 @@ def compare_stores(a: Store, b: Store) -> pd.DataFrame:
         Columns `run` (title), `score` (name of the array), `rows` compared, `mean` and `largest` absolute difference; the largest first.
 
     Raises:
-        ValueError: the stores have no experiment in common.
+        ValueError: a store is empty, or they have no experiment in common.
     """
+    for name, store in (("run_a", a), ("run_b", b)):
+        if not store.keys():
+            raise ValueError(f"{name}: expected a folder with results, got {store.folder}, which has none")
     ours, theirs = ({_subject(store, key): key for key in store.keys()} for store in (a, b))
     common = [subject for subject in ours if subject in theirs]
     if not common:

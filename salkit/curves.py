@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from salkit.checks import check_choice, check_images, check_number, check_tensor, is_integer
 from salkit.masking import rank_pixels
-from salkit.methods.base import check_pairs
+from salkit.methods.base import check_classifier, check_pairs, check_precision
 from salkit.models import Classifier
 from salkit.passes import batch_size, smaller_when_out_of_memory
 
 AucRule = Literal["mean", "trapezoid"]
+Game = Literal["insertion", "deletion"]
 
 
 def kept_counts(n_pixels: int, n_steps: int | None = None) -> Tensor:
@@ -23,9 +25,9 @@ def kept_counts(n_pixels: int, n_steps: int | None = None) -> Tensor:
         [0, 256, 512, 768, 1024]
     """
     n_steps = n_pixels if n_steps is None else n_steps
-    if not isinstance(n_steps, int) or not 1 <= n_steps <= n_pixels:
+    if not is_integer(n_steps, 1) or n_steps > n_pixels:
         raise ValueError(f"n_steps: expected None or an integer from 1 to {n_pixels} pixels, got {n_steps!r}")
-    return torch.arange(n_steps + 1) * n_pixels // n_steps
+    return torch.arange(int(n_steps) + 1) * n_pixels // int(n_steps)
 
 
 def insertion_curve(
@@ -55,7 +57,8 @@ def insertion_curve(
         `(N, n_steps + 1)` float32 in [0, 1]; column 0 is the all-baseline image, the last column the whole image.
 
     Raises:
-        ValueError: shapes that do not fit, heatmaps that are not finite, `n_steps` out of range.
+        TypeError: no `Classifier`, or tensors of the wrong type.
+        ValueError: shapes that do not fit, values that are not finite (also the classifier's), settings out of range.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
@@ -86,8 +89,8 @@ def deletion_curve(
     Deleting by m is inserting by -m: the points are in the same order as an insertion curve's, from the all-baseline image
     (everything deleted) in column 0 to the whole image (nothing deleted) in the last. Arguments and errors as there.
     """
-    if not isinstance(heatmaps, Tensor):
-        raise TypeError(f"heatmaps: expected a torch.Tensor, got {type(heatmaps).__name__}")
+    check_pairs(classifier, inputs, target)
+    check_heatmaps(inputs, heatmaps)
     return insertion_curve(
         classifier,
         inputs,
@@ -119,10 +122,13 @@ def insertion_curves_all_labels(
     their curves, the baseline and the whole image, are then evaluated once an image.
     """
     k = maps_per_image
-    check_heatmaps(inputs.repeat_interleave(k, 0), heatmaps)
+    check_classifier(classifier)
+    check_images("inputs", inputs)
+    check_precision("inputs", inputs, classifier)
+    check_heatmaps(inputs, heatmaps, k)
     kept = kept_counts(heatmaps[0].numel(), n_steps).to(inputs.device)
     ranks = rank_pixels(heatmaps.to(inputs.device), seed).unsqueeze(1)
-    fill = torch.as_tensor(baseline, dtype=inputs.dtype, device=inputs.device).broadcast_to(inputs.shape)
+    fill = _fill(inputs, baseline)
     inner, ends = torch.arange(1, len(kept) - 1), torch.tensor([0, len(kept) - 1])
     # Any map of an image will do for its ends.
     first = torch.cartesian_prod(torch.arange(len(inputs)) * k, ends)
@@ -132,12 +138,14 @@ def insertion_curves_all_labels(
         keep = ranks[pair] < kept[point, None, None, None]
         chunks.append(classifier(torch.where(keep, inputs[pair // k], fill[pair // k])).exp())
     found = torch.cat(chunks)
+    if not torch.isfinite(found).all():
+        raise ValueError("classifier: expected finite logits, got NaN or infinity")
     outer = found[: len(first)].unflatten(0, (len(inputs), 2)).repeat_interleave(k, 0)
     middle = found[len(first) :].unflatten(0, (len(heatmaps), len(inner))) if len(inner) else outer[:, :0]
     return torch.cat([outer[:, :1], middle, outer[:, 1:]], 1)
 
 
-def auc(curve: Tensor, rule: AucRule = "mean", *, game: Literal["insertion", "deletion"] = "insertion") -> Tensor:
+def auc(curve: Tensor, rule: AucRule = "mean", *, game: Game = "insertion") -> Tensor:
     """Area under curves `(..., n_steps + 1)` -> `(...)`, as a mean probability in [0, 1].
 
     Args:
@@ -148,36 +156,49 @@ def auc(curve: Tensor, rule: AucRule = "mean", *, game: Literal["insertion", "de
         game: which curve it is; only `"mean"` asks.
 
     Raises:
+        TypeError: no floating-point tensor.
         ValueError: unknown rule or game, or fewer than two points.
 
     Example:
         >>> auc(torch.tensor([0.0, 0.5, 1.0])), auc(torch.tensor([0.0, 0.5, 1.0]), "trapezoid")
         (tensor(0.7500), tensor(0.5000))
     """
-    if curve.shape[-1] < 2:
+    check_tensor("curve", curve)
+    if not curve.ndim or curve.shape[-1] < 2:
         raise ValueError(f"curve: expected at least 2 points, got shape {tuple(curve.shape)}")
-    if game not in ("insertion", "deletion"):
-        raise ValueError(f"game: expected 'insertion' or 'deletion', got {game!r}")
+    check_choice("game", game, get_args(Game))
+    check_choice("rule", rule, get_args(AucRule))
     if rule == "mean":
         return (curve[..., 1:] if game == "insertion" else curve[..., :-1]).mean(-1)
-    if rule == "trapezoid":
-        return torch.trapezoid(curve, dim=-1) / (curve.shape[-1] - 1)
-    raise ValueError(f"rule: expected 'mean' or 'trapezoid', got {rule!r}")
+    return torch.trapezoid(curve, dim=-1) / (curve.shape[-1] - 1)
 
 
-def check_heatmaps(inputs: Tensor, heatmaps: Tensor) -> None:
+def check_heatmaps(inputs: Tensor, heatmaps: Tensor, maps_per_image: int = 1) -> None:
     """Refuse heatmaps that do not fit the inputs.
 
     Raises:
-        TypeError: not a tensor.
+        TypeError: no floating-point tensor.
         ValueError: wrong shape, or values that are not finite (they have no rank).
     """
-    if not isinstance(heatmaps, Tensor):
-        raise TypeError(f"heatmaps: expected a torch.Tensor, got {type(heatmaps).__name__}")
-    if not len(inputs):
-        raise ValueError("inputs: expected at least one pair, got none")
-    expected = (len(inputs), *inputs.shape[-2:])
+    check_tensor("heatmaps", heatmaps)
+    expected = (len(inputs) * maps_per_image, *inputs.shape[-2:])
     if tuple(heatmaps.shape) != expected:
         raise ValueError(f"heatmaps: expected shape {expected} (N, H, W) for these inputs, got {tuple(heatmaps.shape)}")
     if not torch.isfinite(heatmaps).all():
         raise ValueError("heatmaps: expected finite values, got NaN or infinity")
+
+
+def _fill(inputs: Tensor, baseline: float | Tensor) -> Tensor:
+    """What hides the pixels, at the shape of the inputs.
+
+    Raises:
+        ValueError: a shape that does not broadcast to it, or values that are not finite.
+    """
+    if not isinstance(baseline, Tensor):
+        baseline = torch.tensor(check_number("baseline", baseline))
+    if not torch.isfinite(baseline).all():
+        raise ValueError("baseline: expected finite values, got NaN or infinity")
+    try:
+        return baseline.to(inputs).broadcast_to(inputs.shape)
+    except RuntimeError as error:
+        raise ValueError(f"baseline: expected a shape that broadcasts to {tuple(inputs.shape)}, got {tuple(baseline.shape)}") from error

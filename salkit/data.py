@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.models import ResNet50_Weights
 
+from salkit.checks import check_choice, check_integer, check_labels, is_integer
 from salkit.downloads import fetch, progress_bar, unpack
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -95,6 +97,9 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         n = len(self.ids)
+        for name, value in (("images", self.images), ("labels", self.labels)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
         if self.images.ndim != 4 or len(self.images) != n or self.images.shape[1] != 3:
             raise ValueError(f"images: expected shape ({n}, 3, H, W) for {n} ids, got {tuple(self.images.shape)}")
         if self.images.dtype not in (torch.float32, torch.float64):
@@ -103,17 +108,26 @@ class ImageSet:
         if self.images.numel() and not torch.stack(self.images.aminmax()).isfinite().all():
             bad = [i for i, image in zip(self.ids, self.images, strict=True) if not image.isfinite().all()]
             raise ValueError(f"images: expected finite values, got NaN or infinity in {len(bad)} of {n} images, first {bad[0]!r}")
-        if self.labels.shape != (n,):
-            raise ValueError(f"labels: expected shape ({n},), got {tuple(self.labels.shape)}")
+        if self.labels.shape != (n,) or self.labels.dtype != torch.int64:
+            raise ValueError(f"labels: expected shape ({n},) of int64, got {tuple(self.labels.shape)} of {self.labels.dtype}")
         if len(set(self.ids)) != n:
-            raise ValueError("ids: expected unique names, got duplicates")
+            raise ValueError(f"ids: expected unique names, got {Counter(self.ids).most_common(1)[0][0]!r} more than once")
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ValueError(f"mean, std: expected three numbers each, got {self.mean} and {self.std}")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
-        """The images at `indices`, in that order."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
+        """The images at `indices`, in that order.
+
+        Raises:
+            ValueError: no integers, or some outside the set.
+        """
+        index = torch.as_tensor(indices)
+        if len(index) and (index.dtype != torch.int64 or index.min() < -len(self) or index.max() >= len(self)):
+            raise ValueError(f"indices: expected integers below {len(self)}, got {indices}")
+        index = index.long()
         ids = tuple(self.ids[i] for i in index.tolist())
         return ImageSet(self.images[index], self.labels[index], ids, self.class_names, self.mean, self.std)
 
@@ -132,7 +146,7 @@ class ImageSet:
 
     def with_labels(self, labels: Sequence[int]) -> ImageSet:
         """Only the images whose label is one of `labels`."""
-        return self.subset(torch.isin(self.labels, torch.as_tensor(labels)).nonzero().flatten())
+        return self.subset(torch.isin(self.labels, torch.tensor(check_labels(labels))).nonzero().flatten())
 
     def pixels(self) -> Tensor:
         """The images as people see them: `(N, H, W, 3)` in [0, 1]."""
@@ -217,8 +231,11 @@ def open_images(
     """
     if split not in ("train", "test"):
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
-    if preprocessing is not None and preprocessing not in PREPROCESSING:
-        raise ValueError(f"preprocessing: expected one of {sorted(PREPROCESSING)}, got {preprocessing!r}")
+    if preprocessing is not None:
+        check_choice("preprocessing", preprocessing, sorted(PREPROCESSING))
+    known = ("cifar10-samples", "imagenet-samples", "cifar10", "imagenette", "folder:PATH")
+    if not isinstance(name, str) or not (name in known[:4] or name.startswith("folder:")):
+        raise ValueError(f"name: expected one of {known}, got {name!r}")
     downloads = Path(root) if root is not None else data_dir() / "downloads"
     if name.startswith("folder:"):
         index = _folder(Path(name.removeprefix("folder:")), preprocessing or "imagenet")
@@ -226,11 +243,8 @@ def open_images(
         index = _packaged(name.removesuffix("-samples"))
     elif name == "cifar10":
         index = _cifar10(downloads, split, download)
-    elif name == "imagenette":
-        index = _imagenette(downloads, split, download)
     else:
-        known = ["cifar10-samples", "imagenet-samples", "cifar10", "imagenette", "folder:PATH"]
-        raise ValueError(f"name: expected one of {known}, got {name!r}")
+        index = _imagenette(downloads, split, download)
     return index
 
 
@@ -261,9 +275,9 @@ class ImageFiles:
 
 
 def _sample_indices(total: int, n: int, seed: int) -> list[int]:
-    if not 1 <= n <= total:
-        raise ValueError(f"n: expected 1 to {total} images, got {n}")
-    return sorted(np.random.default_rng(seed).choice(total, n, replace=False).tolist())
+    if not is_integer(n, 1) or n > total:
+        raise ValueError(f"n: expected 1 to {total} images, got {n!r}")
+    return sorted(np.random.default_rng(check_integer("seed", seed)).choice(total, n, replace=False).tolist())
 
 
 @cache

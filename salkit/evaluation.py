@@ -14,12 +14,15 @@ import xarray as xr
 from torch import Tensor
 
 from salkit import masking
+from salkit.checks import check_choice, check_images, check_integer, check_number
 from salkit.curves import AucRule, auc, kept_counts
 from salkit.data import ImageSet
 from salkit.executors import Engine, open_engine, raise_failures
 from salkit.experiment import canonical, digest
 from salkit.methods import SaliencyMethod, get_method, same_map_for_all_labels
-from salkit.models import Classifier
+from salkit.methods.base import check_classifier, check_indices, check_method, check_precision
+from salkit.methods.masker import MaskerMethod
+from salkit.models import Classifier, resolve_device
 from salkit.saliency_metric import ALPHAS, BoxRule, best_alpha
 from salkit.scores import PROTOCOLS, Protocol, completeness, soundness
 from salkit.store import Store, StoreError
@@ -88,7 +91,8 @@ def evaluate(
 
     Raises:
         TypeError: wrong types.
-        ValueError: wrong values; without a store also whatever a method raises, or its maps of the wrong shape or not finite.
+        ValueError: wrong values; nothing has been computed then. Without a store also whatever a method raises, or its maps of the wrong
+            shape or not finite.
         ShardError: with a store: pairs that could not be computed, by name, after all others were computed and kept.
         StoreError: the store cannot be written, or holds a manifest that somebody changed.
 
@@ -96,22 +100,27 @@ def evaluate(
         >>> scores = evaluate(load_classifier("cifar10-resnet20"), load_images("cifar10-samples"), ["random"])  # doctest: +SKIP
         >>> worst_case(scores.soundness).sel({"method": "random"})  # doctest: +SKIP
     """
-    chosen, rules = _check_evaluate(classifier, images, methods, protocol, deletion)
-    if not re.fullmatch(r"[\w.-]+", name):
+    chosen, rules = check_methods(methods), find_protocol(protocol)
+    inputs, ids, pool = check_scene(classifier, images, distractors)
+    other = None if held_out is None else check_scene(classifier, held_out, pool, "held_out")
+    kept, seed, baseline = kept_counts(inputs[0, 0].numel(), n_steps), check_integer("seed", seed), check_number("baseline", baseline)
+    check_choice("deletion", deletion, ("prediction", "all", "none"))
+    images_per_batch = check_integer("images_per_batch", images_per_batch, 1)
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"name: expected letters, digits, '_', '.' and '-' (it names a file), got {name!r}")
-    inputs, ids = named(images)
-    pool, _ = named(images if distractors is None else distractors)
-    kept = kept_counts(inputs[0, 0].numel(), n_steps)
+    if executor == "serial" and device is not None:
+        resolve_device(device)
     curve = {"n_steps": len(kept) - 1, "baseline": baseline, "deletion": deletion, "blur_games": blur_games}
     with open_engine(store, executor, workers, show_progress) as engine:
+        targets = _check_targets(targets, classifier, inputs)
         sources = [Source(classifier, inputs, ids, pool, device, images_per_batch)]
         maker = PartMaker(name, sources[0], seed)
         every = _probabilities(maker, sources, engine)
-        targets = _check_targets(targets, every)
+        targets = torch.arange(every.shape[1]).expand(len(ids), -1) if targets is None else targets
         best = every.gather(1, targets).argmax(1)
         plans = [_plan(maker, title, method, targets, best, every, keep_heatmaps, curve) for title, method in chosen.items()]
-        if held_out is not None:
-            sources.append(Source(classifier, *named(held_out), pool, device, images_per_batch))
+        if other is not None:
+            sources.append(Source(classifier, *other, device, images_per_batch))
             _plan_held_out(PartMaker(f"{name}_held_out", sources[1], seed, 1), sources, plans, engine)
         run = {
             "coords": {"method": list(chosen), "image": list(ids), "kept": kept.tolist()}
@@ -327,10 +336,67 @@ def _heatmaps(store: Store, plans: Sequence[_Plan], size: Sequence[int]) -> np.n
     return torch.stack(every).numpy()
 
 
-def named(images: ImageSet | Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    """Images on the CPU and their names; a hash of the pixels names those without."""
+def _pixels(name: str, images: ImageSet | Tensor) -> Tensor:
+    """Images on the CPU; `name` is the argument's, for errors."""
+    if not isinstance(images, (ImageSet, Tensor)):
+        raise TypeError(f"{name}: expected an ImageSet or a tensor (N, 3, H, W), got {type(images).__name__}")
     inputs = images.images if isinstance(images, ImageSet) else images.detach()
-    return inputs.cpu(), images.ids if isinstance(images, ImageSet) else tuple(masking.image_ids(images))
+    check_images(name, inputs)
+    return inputs.cpu()
+
+
+def check_scene(
+    classifier: Classifier, images: ImageSet | Tensor, distractors: ImageSet | Tensor | None, name: str = "images"
+) -> tuple[Tensor, tuple[str, ...], Tensor]:
+    """Images, their names (a hash of the pixels for those without) and the pool of distractors (None: the images), all on the CPU.
+
+    Raises:
+        TypeError: wrong types.
+        ValueError: wrong shapes, none at all, values that are not finite, or distractors of another size than the images.
+    """
+    check_classifier(classifier)
+    inputs = _pixels(name, images)
+    check_precision(name, inputs, classifier)
+    pool = inputs if distractors is None else _pixels("distractors", distractors)
+    if pool.shape[1:] != inputs.shape[1:]:
+        expected, got = tuple(inputs.shape[1:]), tuple(pool.shape)
+        raise ValueError(f"distractors: expected shape (P, *{expected}), the size of {name}, got {got}")
+    return inputs, images.ids if isinstance(images, ImageSet) else tuple(masking.image_ids(inputs)), pool
+
+
+def check_methods(methods: Mapping[str, SaliencyMethod] | Sequence[str]) -> dict[str, SaliencyMethod]:
+    """Methods by name, those of masker networks with their checkpoints.
+
+    Raises:
+        TypeError: neither names nor methods.
+        ValueError: none at all, an unknown name, or a checkpoint that does not fit.
+        FileNotFoundError: a masker's checkpoint that is not there.
+    """
+    if isinstance(methods, str) or not isinstance(methods, (Mapping, Sequence)):
+        got = f"the string {methods!r}" if isinstance(methods, str) else type(methods).__name__
+        raise TypeError(f"methods: expected names or a mapping of name to method, got {got}")
+    if not methods:
+        raise ValueError("methods: expected at least one, got none")
+    chosen = dict(methods) if isinstance(methods, Mapping) else {name: get_method(name) for name in methods}
+    for name, method in chosen.items():
+        if not isinstance(name, str):
+            raise TypeError(f"methods: expected names of type str, got {name!r}")
+        check_method(f"methods[{name!r}]", method)
+        inner = method.method if isinstance(method, same_map_for_all_labels) else method
+        if isinstance(inner, MaskerMethod):
+            inner.network()
+    return chosen
+
+
+def find_protocol(protocol: Protocol | str) -> Protocol:
+    """A protocol by name, or as given.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if not isinstance(protocol, Protocol) and (not isinstance(protocol, str) or protocol not in PROTOCOLS):
+        raise ValueError(f"protocol: expected a Protocol or one of {sorted(PROTOCOLS)}, got {protocol!r}")
+    return PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
 
 
 def explain(
@@ -350,8 +416,8 @@ def explain(
     Raises:
         ShardError: with a store: pairs that could not be computed.
     """
-    inputs, ids = named(images)
-    source = Source(classifier, inputs, ids, distractors.cpu(), device)
+    inputs, ids, pool = check_scene(classifier, images, distractors)
+    source = Source(classifier, inputs, ids, pool, device)
     maker = PartMaker(name, source, seed)
     parts = {title: maker.maps(title, method, targets.cpu()[:, None]) for title, method in methods.items()}
     engine.store.keep_experiments(name, [part.experiment.key for part in parts.values()])
@@ -379,7 +445,7 @@ def probabilities(classifier: Classifier, images: ImageSet | Tensor, engine: Eng
     if engine is None:
         with open_engine(None, show_progress=False) as own:
             return probabilities(classifier, images, own, device)
-    inputs, ids = named(images)
+    inputs, ids, _ = check_scene(classifier, images, None)
     source = Source(classifier, inputs, ids, inputs[:0], device)
     return _probabilities(PartMaker("probabilities", source, 0), [source], engine, keep=True)
 
@@ -390,49 +456,23 @@ def rescore(result: xr.Dataset, protocol: Protocol | str) -> xr.Dataset:
     Example:
         >>> rescore(scores, "released").soundness  # doctest: +SKIP
     """
-    rules = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+    rules = find_protocol(protocol)
     g, f = xr.broadcast(result.insertion_auc, result.prob)
     thresholds = {"eps_completeness": rules.eps_completeness, "eps_soundness": rules.eps_soundness}
     scored = result.assign(completeness=completeness(g, f, rules.eps_completeness), soundness=soundness(g, f, rules.eps_soundness))
     return scored.assign_attrs(thresholds)
 
 
-def _check_evaluate(
-    classifier: Classifier,
-    images: ImageSet | Tensor,
-    methods: Mapping[str, SaliencyMethod] | Sequence[str],
-    protocol: Protocol | str,
-    deletion: str,
-) -> tuple[dict[str, SaliencyMethod], Protocol]:
-    if not isinstance(classifier, Classifier):
-        raise TypeError(f"classifier: expected a salkit.models.Classifier, got {type(classifier).__name__}")
-    if not isinstance(images, (ImageSet, Tensor)):
-        raise TypeError(f"images: expected an ImageSet or a tensor (N, 3, H, W), got {type(images).__name__}")
-    if not len(images):
-        raise ValueError("images: expected at least one image, got none")
-    if isinstance(protocol, str) and protocol not in PROTOCOLS:
-        raise ValueError(f"protocol: expected a Protocol or one of {sorted(PROTOCOLS)}, got {protocol!r}")
-    if deletion not in ("prediction", "all", "none"):
-        raise ValueError(f"deletion: expected 'prediction', 'all' or 'none', got {deletion!r}")
-    if isinstance(methods, str):
-        raise TypeError(f"methods: expected names or a mapping of name to method, got the string {methods!r}")
-    chosen = dict(methods) if isinstance(methods, Mapping) else {name: get_method(name) for name in methods}
-    for name, method in chosen.items():
-        if not isinstance(method, SaliencyMethod):
-            raise TypeError(f"methods: expected objects with an `attribute` method, got {type(method).__name__} for {name!r}")
-    if not chosen:
-        raise ValueError("methods: expected at least one, got none")
-    return chosen, PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
-
-
-def _check_targets(targets: Tensor | None, prob: Tensor) -> Tensor:
-    n, n_labels = prob.shape
+def _check_targets(targets: Tensor | None, classifier: Classifier, inputs: Tensor) -> Tensor | None:
     if targets is None:
-        return torch.arange(n_labels).expand(n, -1)
-    if targets.dtype != torch.int64 or targets.ndim != 2 or len(targets) != n or not targets.shape[1]:
-        raise ValueError(f"targets: expected int64 of shape ({n}, k), got {targets.dtype} of shape {tuple(targets.shape)}")
-    if targets.min() < 0 or targets.max() >= n_labels:
-        raise ValueError(f"targets: expected indices 0 to {n_labels - 1}, got {targets.min()} to {targets.max()}")
+        return None
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets: expected a torch.Tensor, got {type(targets).__name__}")
+    if targets.dtype != torch.int64 or targets.ndim != 2 or len(targets) != len(inputs) or not targets.shape[1]:
+        got = f"{targets.dtype} of shape {tuple(targets.shape)}"
+        raise ValueError(f"targets: expected int64 of shape ({len(inputs)}, k), got {got}")
+    device = next((p.device for p in classifier.parameters()), inputs.device)
+    check_indices("targets", targets, classifier.n_labels(inputs[:1].to(device)))
     return targets.cpu()
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from salkit.checks import check_integer
 from salkit.data import progress_bar
 from salkit.models import resolve_device
+from salkit.passes import largest_pass
 from salkit.store import Store, StoreError
 from salkit.tasks import Part, Source
 
@@ -62,6 +64,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         check_executor(self.executor, self.workers)
+        largest_pass()
 
     def run(self, parts: Sequence[Part], sources: Sequence[Source], desc: str = "") -> list[Failure]:
         """Compute what is missing of some experiments; shards that are there, or that another process is at, are not computed.
@@ -122,10 +125,10 @@ def check_executor(executor: str, workers: int | None = None) -> None:
     Raises:
         ValueError: unknown, fewer than one worker, or Dask is not installed.
     """
-    if executor not in ("serial", "dask") and "://" not in executor:
+    if not isinstance(executor, str) or (executor not in ("serial", "dask") and "://" not in executor):
         raise ValueError(f"executor: expected 'serial', 'dask' or the address of a Dask scheduler (tcp://host:port), got {executor!r}")
-    if workers is not None and (not isinstance(workers, int) or workers < 1):
-        raise ValueError(f"workers: expected an integer >= 1, got {workers!r}")
+    if workers is not None:
+        check_integer("workers", workers, 1)
     if executor != "serial":
         try:
             import distributed  # noqa: F401

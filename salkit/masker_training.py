@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from salkit.checkpoints import load_state, load_training_state
+from salkit.checks import check_choice, check_integer, check_settings, is_integer
 from salkit.data import PREPROCESSING, ImageFiles, ImageSet, progress_bar
 from salkit.methods.dabkowski_gal import DabkowskiGalNet
 from salkit.methods.masker import Masker
@@ -59,10 +60,13 @@ class MaskerRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in Masker.KINDS:
-            raise ValueError(f"kind: expected one of {sorted(Masker.KINDS)}, got {self.kind!r}")
-        if self.embedding not in ("normal", "classifier"):
-            raise ValueError(f"embedding: expected 'normal' or 'classifier', got {self.embedding!r}")
+        check_choice("kind", self.kind, sorted(Masker.KINDS))
+        check_choice("embedding", self.embedding, ("normal", "classifier"))
+        counts, flags = ("batch_size", "size", "eval_every"), ("class_conditional",)
+        check_settings(self, counts=counts, weights=("weight_decay", "area_ramp"), rates=("lr", "clip"), flags=flags)
+        check_integer("seed", self.seed)
+        for width in self.widths:
+            check_integer("widths", width, 1)
 
 
 class Stage(NamedTuple):
@@ -194,7 +198,7 @@ def stages(masker: Masker, recipe: MaskerRecipe) -> list[Stage]:
     """
     phases = masker.phases()
     images = [p.batch_size * p.n_steps for p in phases] if recipe.images is None else recipe.images
-    if len(images) != len(phases) or min(images) < 1:
+    if len(images) != len(phases) or not all(is_integer(n, 1) for n in images):
         raise ValueError(f"images: expected a number >= 1 for each phase {[p.name for p in phases]}, got {images}")
     chosen = []
     for p, n_images in zip(phases, images, strict=True):
@@ -264,8 +268,7 @@ def taps_of(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: unknown name.
     """
-    if name not in FEATURE_TAPS:
-        raise ValueError(f"classifier: expected one of {sorted(FEATURE_TAPS)}, got {name!r}")
+    check_choice("classifier", name, sorted(FEATURE_TAPS))
     return FEATURE_TAPS[name]
 
 

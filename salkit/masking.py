@@ -13,6 +13,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from salkit.checks import check_integer
+
 Infill = Literal["random_image", "gray", "blur"]
 INFILLS: tuple[str, ...] = get_args(Infill)
 
@@ -107,7 +109,7 @@ def rank_pixels(heatmaps: Tensor, seed: int = 0) -> Tensor:
         [[[2, 0], [1, 3]]]
     """
     flat = heatmaps.flatten(1)
-    shuffle = _permutation(flat.shape[1], seed).to(flat.device)
+    shuffle = _permutation(flat.shape[1], check_integer("seed", seed)).to(flat.device)
     order = shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)]
     places = torch.arange(flat.shape[1], dtype=torch.int32, device=flat.device).expand(flat.shape)
     return torch.empty_like(places, memory_format=torch.contiguous_format).scatter_(1, order, places).view(heatmaps.shape)
@@ -128,6 +130,7 @@ def _permutation(n: int, seed: int) -> Tensor:
 
 def pair_generator(seed: int, image_id: str, label: int, purpose: str) -> np.random.Generator:
     """The random stream of one (image, label) pair: the same in whatever batch, worker or order the pair is computed."""
+    check_integer("seed", seed)
     digest = hashlib.blake2b(f"{seed}|{image_id}|{label}|{purpose}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 
 from salkit.checkpoints import load_checkpoint, load_pth
+from salkit.checks import check_choice, check_labels
 from salkit.data import data_dir
 from salkit.downloads import fetch
 from salkit.kernels import keep_allocator_pages, round_alike
@@ -47,17 +48,13 @@ class Classifier(nn.Module):
             raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
         if softmax_over not in ("labels", "all"):
             raise ValueError(f"softmax_over: expected 'labels' or 'all', got {softmax_over!r}")
-        if labels is not None:
-            labels = torch.as_tensor(labels).tolist()
-            if not all(isinstance(a, int) for a in labels):
-                raise TypeError(f"labels: expected integers, got {labels!r}")
-            if not labels or min(labels) < 0 or len(set(labels)) != len(labels):
-                raise ValueError(f"labels: expected distinct class indices >= 0, at least one, got {labels!r}")
+        labels = None if labels is None else check_labels(labels)
         keep_allocator_pages()
         self.net = copy.deepcopy(net).eval().requires_grad_(False).to(memory_format=torch.channels_last)
         round_alike(self.net)
         self.labels: tuple[int, ...] | None = None if labels is None else tuple(labels)
         self.softmax_over = softmax_over
+        self.n_classes: int | None = None
 
     def _apply(self, *arguments: Any, **settings: Any) -> Classifier:
         """Every move to another device passes here."""
@@ -71,11 +68,30 @@ class Classifier(nn.Module):
         return super().train(False)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """The net's own output for all classes, `(N, C)`, in float32 whatever precision it was computed in."""
-        logits = self.net(inputs.contiguous(memory_format=torch.channels_last)).float()
+        """The net's own output for all classes, `(N, C)`, in float32 whatever precision it was computed in.
+
+        Raises:
+            TypeError: the net puts out no tensor.
+            ValueError: a tensor of another shape, or fewer classes than the label list names.
+        """
+        logits = self.net(inputs.contiguous(memory_format=torch.channels_last))
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"net: expected a tensor of logits, got {type(logits).__name__}")
+        if logits.ndim != 2 or len(logits) != len(inputs):
+            raise ValueError(f"net: expected logits of shape ({len(inputs)}, C) for {len(inputs)} images, got {tuple(logits.shape)}")
         if self.labels is not None and max(self.labels) >= logits.shape[1]:
             raise ValueError(f"labels: expected indices below the net's {logits.shape[1]} classes, got {max(self.labels)}")
-        return logits
+        self.n_classes = logits.shape[1]
+        return logits.float()
+
+    def n_labels(self, inputs: Tensor) -> int:
+        """Length of the label list; without one a net that was never called is asked with the first of the images."""
+        if self.labels is not None:
+            return len(self.labels)
+        if self.n_classes is None:
+            with torch.no_grad():
+                return self.logits(inputs[:1]).shape[1]
+        return self.n_classes
 
     def features(self, inputs: Tensor, taps: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
         """Logits `(N, C)` and the outputs of the modules named `taps`; of a module that runs several times the last output counts.
@@ -132,8 +148,22 @@ class Classifier(nn.Module):
 
 
 def resolve_device(device: str = "auto") -> str:
-    """`"auto"` becomes CUDA where there is one, else the CPU; anything else is taken as it is."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    """`"auto"` becomes CUDA where there is one, else the CPU; anything else is taken as it is.
+
+    Raises:
+        ValueError: there is no such device here.
+
+    Example:
+        >>> resolve_device("cpu")
+        'cpu'
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device).item()
+    except Exception as error:  # each kind of device has its own
+        raise ValueError(f"device: expected 'auto', 'cpu', or 'cuda' or 'cuda:N' where there is one, got {device!r}") from error
+    return device
 
 
 def load_classifier(
@@ -152,24 +182,25 @@ def load_classifier(
             (torchvision IMAGENET1K_V1, download).
         labels: class indices of the label list, None for all; see `Classifier`.
         softmax_over: `"labels"` or `"all"`; see `Classifier`.
-        device: where to put it; None for the CPU.
+        device: where to put it, see `resolve_device`; None for the CPU.
         pretrained: False gives random weights, for timing.
 
     Raises:
-        ValueError: unknown name, or weights that are damaged or of another net.
+        ValueError: unknown name or device, or weights that are damaged or of another net.
         FileNotFoundError: the weights are missing and cannot be fetched (the message says what to put where).
 
     Example:
         >>> load_classifier("efficientnet-lite0", labels=[0, 217, 482]).labels
         (0, 217, 482)
     """
-    if name not in CLASSIFIERS:
-        raise ValueError(f"name: expected one of {sorted(CLASSIFIERS)}, got {name!r}")
+    check_choice("name", name, sorted(CLASSIFIERS))
+    place = None if device is None else resolve_device(str(device))
+    labels = None if labels is None else check_labels(labels)
     make_net, load_weights = CLASSIFIERS[name]
     net = make_net()
     if pretrained:
         load_weights(net)
-    return Classifier(net, labels, softmax_over).to(device)
+    return Classifier(net, labels, softmax_over).to(place)
 
 
 def checkpoint_path(name: str) -> Path:
@@ -186,8 +217,7 @@ def cifar10_net(name: str) -> nn.Module:
     from pytorchcv.models.resnet_cifar import resnet20_cifar10, resnet164bn_cifar10
 
     makers = {"resnet20": resnet20_cifar10, "resnet164": resnet164bn_cifar10}
-    if name not in makers:
-        raise ValueError(f"name: expected one of {sorted(makers)}, got {name!r}")
+    check_choice("name", name, sorted(makers))
     return makers[name]()
 
 

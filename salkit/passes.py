@@ -11,16 +11,30 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from salkit.checks import check_integer
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
 class _Limit:
-    """The most composites a pass in this process, and what the last answer was."""
+    """The most composites a pass that memory held in this process, and what the last answer was."""
 
-    cap = int(os.environ.get("SALKIT_BATCH_SIZE", "0")) or None
+    cap: int | None = None
     last = 1
     said = False
+
+
+def largest_pass() -> int | None:
+    """The environment's `SALKIT_BATCH_SIZE`, if it has one.
+
+    Raises:
+        ValueError: it is no integer >= 1.
+    """
+    given = os.environ.get("SALKIT_BATCH_SIZE")
+    if given and not (given.isdecimal() and int(given)):
+        raise ValueError(f"SALKIT_BATCH_SIZE: expected an integer >= 1 in the environment, got {given!r}")
+    return int(given) if given else None
 
 
 def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: str | None = None) -> int:
@@ -34,8 +48,10 @@ def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: s
         (8, 4)
     """
     budget, most = (410_000, 64) if (device or inputs.device.type) == "cpu" else (6_400_000, 400)
-    chosen = internal_batch_size or min(most, budget // (inputs.shape[-2] * inputs.shape[-1]))
-    _Limit.last = max(1, min(chosen, _Limit.cap or chosen))
+    if internal_batch_size is None:
+        internal_batch_size = max(1, min(most, budget // (inputs.shape[-2] * inputs.shape[-1])))
+    chosen = check_integer("internal_batch_size", internal_batch_size, 1)
+    _Limit.last = min(chosen, _Limit.cap or chosen, largest_pass() or chosen)
     return _Limit.last
 
 

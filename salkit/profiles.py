@@ -145,7 +145,7 @@ def get_profile(name: str) -> Profile:
         >>> get_profile("paper").imagenette.n_images
         1000
     """
-    if name not in PROFILES:
+    if name not in list(PROFILES):
         raise ValueError(f"profile: expected one of {list(PROFILES)}, got {name!r}")
     return PROFILES[name]
 

@@ -104,7 +104,7 @@ def check_parameters(paths: Sequence[Path], values: Mapping[str, Any]) -> None:
         known = sorted(papermill.inspect_notebook(str(path)))
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"parameter: {path.name} knows {known}, got {unknown}")
+            raise ValueError(f"parameter: expected one that {path.name} knows, {known}, got {unknown}")
 
 
 def expected_values(profile: str) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from salkit import masker_training
+from salkit.checks import check_integer
 from salkit.curves import auc
 from salkit.data import ImageSet, load_distractors, open_images
 from salkit.evaluation import evaluate, probabilities, rescore
@@ -59,7 +60,7 @@ class Runs:
         workers: of `"dask"`; None for one a GPU, or one a core.
 
     Raises:
-        ValueError: unknown profile or executor.
+        ValueError: unknown profile, executor or device, or a seed that is none.
 
     Example:
         >>> Runs("smoke").chosen.cifar10.n_images
@@ -77,6 +78,9 @@ class Runs:
     def __post_init__(self) -> None:
         get_profile(self.profile)
         check_executor(self.executor, self.workers)
+        check_integer("seed", self.seed)
+        if self.executor == "serial":
+            resolve_device(self.device)
 
     @property
     def chosen(self) -> Any:

@@ -11,8 +11,9 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from salkit.checks import check_choice, check_number
 from salkit.curves import check_heatmaps
-from salkit.methods.base import check_choice, check_pairs
+from salkit.methods.base import check_pairs
 from salkit.models import Classifier
 from salkit.passes import batch_size, smaller_when_out_of_memory
 
@@ -60,8 +61,8 @@ def saliency_metric(
     """
     check_pairs(classifier, inputs, target)
     check_heatmaps(inputs, heatmaps)
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: expected a threshold in [0, 1], got {alpha}")
+    check_number("alpha", alpha, 0, 1)
+    check_choice("rule", rule, get_args(BoxRule))
     return _score(classifier, inputs, target, boxes(heatmaps, alpha, rule)[:, None], internal_batch_size).squeeze(1)
 
 
@@ -128,8 +129,11 @@ def _score(classifier: Classifier, inputs: Tensor, target: Tensor, every: Tensor
     for some in rows.split(batch_size(inputs, internal_batch_size)):
         log_probs = classifier(crop(inputs[some[:, 0]], some[:, 1:]))
         prob.append(log_probs.gather(1, target.to(inputs.device)[some[:, :1]]).squeeze(1).exp())
+    found = torch.cat(prob)
+    if not found.isfinite().all():
+        raise ValueError("classifier: expected finite logits, got NaN or infinity")
     area = (rows[:, 2] - rows[:, 1]) * (rows[:, 4] - rows[:, 3]) / (inputs.shape[-2] * inputs.shape[-1])
-    return (area.clamp_min(0.05).log() - torch.cat(prob).clamp_min(1e-8).log())[back].view(n, k)
+    return (area.clamp_min(0.05).log() - found.clamp_min(1e-8).log())[back].view(n, k)
 
 
 def crop(inputs: Tensor, box: Tensor) -> Tensor:

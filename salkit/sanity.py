@@ -15,12 +15,12 @@ from skimage.feature import hog
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
+from salkit.checks import check_choice, check_integer
 from salkit.data import ImageSet, progress_bar
+from salkit.evaluation import check_methods, check_scene, probabilities
 from salkit.evaluation import explain as heatmaps_of
-from salkit.evaluation import probabilities
 from salkit.executors import Engine, open_engine
 from salkit.methods import SaliencyMethod
-from salkit.methods.base import check_choice
 from salkit.models import Classifier
 
 Mode = Literal["cascading", "independent"]
@@ -75,9 +75,7 @@ def randomise(net: nn.Module, modules: Sequence[str], seed: int = 0) -> nn.Modul
         >>> bool((randomise(net, ["0"])[0].weight == net[0].weight).all())
         False
     """
-    known = dict(net.named_modules())
-    if missing := [name for name in modules if name not in known]:
-        raise ValueError(f"modules: expected names of modules of {type(net).__name__}, got {missing}")
+    _check_modules(net, modules)
     changed = copy.deepcopy(net)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -90,6 +88,12 @@ def randomise(net: nn.Module, modules: Sequence[str], seed: int = 0) -> nn.Modul
                 for k, v in kept.items():
                     module.get_buffer(k).copy_(v)
     return changed
+
+
+def _check_modules(net: nn.Module, names: Sequence[str]) -> None:
+    known = dict(net.named_modules())
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(f"modules: expected names of modules of {type(net).__name__}, got {missing}")
 
 
 def layer_randomisation(
@@ -131,6 +135,12 @@ def layer_randomisation(
     check_choice("explain", explain, get_args(Explain))
     for mode in modes:
         check_choice("modes", mode, get_args(Mode))
+    if not isinstance(images, ImageSet):
+        raise TypeError(f"images: expected an ImageSet, got {type(images).__name__}")
+    check_scene(classifier, images, distractors)
+    check_methods(methods)
+    check_integer("seed", seed)
+    _check_modules(classifier.net, [name for stage in stages.values() for name in stage])
     if engine is None:
         with open_engine(None, show_progress=False) as own:
             settings = {"modes": modes, "explain": explain, "distractors": distractors, "seed": seed, "device": device}

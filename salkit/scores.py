@@ -7,13 +7,14 @@ attributions add up to the difference in the logit).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar, overload
+from typing import TypeVar, get_args, overload
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from salkit.checks import check_choice, check_number
 from salkit.curves import AucRule
 from salkit.masking import rank_pixels
 from salkit.methods.learned_mask import Loss
@@ -31,6 +32,9 @@ class Protocol:
         eps_completeness, eps_soundness: the thresholds of Equation 1.
         loss: the loss masks are learned with.
         auc_rule: how a curve becomes an area.
+
+    Raises:
+        ValueError: an unknown choice, or a threshold outside [0, 1].
     """
 
     softmax_over: SoftmaxScope = "all"
@@ -38,6 +42,12 @@ class Protocol:
     eps_soundness: float = 0.001
     loss: Loss = "nll"
     auc_rule: AucRule = "mean"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("softmax_over", SoftmaxScope), ("loss", Loss), ("auc_rule", AucRule)):
+            check_choice(name, getattr(self, name), get_args(choices))
+        for name in ("eps_completeness", "eps_soundness"):
+            check_number(name, getattr(self, name), 0, 1)
 
 
 PROTOCOLS = {"paper": Protocol(), "released": Protocol("labels", 0.1, 0.1, "released")}
@@ -53,13 +63,14 @@ def completeness(auc: Scores, prob: Scores, eps: float = 0.01) -> Scores:
         eps: labels less probable than this count as proved.
 
     Raises:
-        ValueError: values outside [0, 1], or a negative eps.
+        TypeError: no numbers.
+        ValueError: values or an eps outside [0, 1], or shapes that do not go together.
 
     Example:
         >>> completeness(torch.tensor([0.3, 0.0]), torch.tensor([0.6, 0.0]))
         tensor([0.5000, 1.0000])
     """
-    auc, prob = _check_unit("auc", auc), _check_unit("prob", prob)
+    auc, prob = _check_scores(auc, prob)
     return _capped_ratio(auc, prob, eps)
 
 
@@ -72,7 +83,7 @@ def soundness(auc: Scores, prob: Scores, eps: float = 0.001) -> Scores:
         >>> soundness(torch.tensor([0.5, 0.0]), torch.tensor([0.1, 0.0]))
         tensor([0.2000, 1.0000])
     """
-    auc, prob = _check_unit("auc", auc), _check_unit("prob", prob)
+    auc, prob = _check_scores(auc, prob)
     return _capped_ratio(prob, auc, eps)
 
 
@@ -83,7 +94,8 @@ def worst_case(scores: Scores) -> Scores:
         scores: a tensor `(..., N, A)` of N images and A labels, or a DataArray with dims `image` and `label`.
 
     Raises:
-        ValueError: no such dimensions.
+        TypeError: neither.
+        ValueError: no such dimensions, or none in them.
 
     Example:
         >>> worst_case(torch.tensor([[1.0, 0.5], [0.25, 1.0]])).item()
@@ -99,8 +111,10 @@ def worst_per_image(scores: Scores) -> Scores:
         if not {"image", "label"} <= set(scores.dims):
             raise ValueError(f"scores: expected dims image and label, got {scores.dims}")
         return scores.min("label")
-    if scores.ndim < 2:
-        raise ValueError(f"scores: expected shape (..., N, A), got {tuple(scores.shape)}")
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"scores: expected a tensor or a DataArray, got {type(scores).__name__}")
+    if scores.ndim < 2 or 0 in scores.shape:
+        raise ValueError(f"scores: expected shape (..., N, A) with at least one of each, got {tuple(scores.shape)}")
     return scores.amin(-1)
 
 
@@ -152,8 +166,7 @@ def _capped_ratio(above: Tensor, below: Tensor, eps: float) -> Tensor: ...
 def _capped_ratio(above: xr.DataArray, below: xr.DataArray, eps: float) -> xr.DataArray: ...
 def _capped_ratio(above: Scores, below: Scores, eps: float) -> Scores:
     """`min(max(above, eps) / below, 1)` without ever dividing by 0: where it is capped nothing is divided."""
-    if not eps >= 0:
-        raise ValueError(f"eps: expected a threshold >= 0, got {eps}")
+    check_number("eps", eps, 0, 1)
     if isinstance(above, xr.DataArray):
         lifted = above.clip(min=eps)
         return xr.where(lifted >= below, 1.0, lifted / below.where(lifted < below, 1.0)).astype(above.dtype)
@@ -161,9 +174,23 @@ def _capped_ratio(above: Scores, below: Scores, eps: float) -> Scores:
     return torch.where(lifted >= below, 1.0, lifted / torch.where(lifted < below, below, 1.0))
 
 
+def _check_scores(auc: Scores, prob: Scores) -> tuple[Scores, Scores]:
+    area, f = _check_unit("auc", auc), _check_unit("prob", prob)
+    try:
+        np.broadcast_shapes(*(v.shape for v in (area, f) if not isinstance(v, xr.DataArray)))
+    except ValueError as error:
+        raise ValueError(f"prob: expected a shape that broadcasts to {tuple(area.shape)}, got {tuple(f.shape)}") from error
+    return area, f
+
+
 def _check_unit(name: str, values: Scores) -> Scores:
     """Probabilities, as a DataArray or (numbers and numpy arrays too) as a tensor."""
-    checked = values if isinstance(values, xr.DataArray) else torch.as_tensor(values)
+    try:
+        checked = values if isinstance(values, xr.DataArray) else torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected numbers, got {values!r}") from error
+    if "complex" in str(checked.dtype):
+        raise TypeError(f"{name}: expected real numbers, got {checked.dtype}")
     # A mean of float32 probabilities may exceed 1 by rounding.
     low, high = (float(checked.min()), float(checked.max())) if np.prod(checked.shape) else (0.0, 0.0)
     if not (low >= 0 and high <= 1 + 1e-5):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from salkit.checks import check_integer, is_number
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -56,8 +58,9 @@ def bootstrap_interval(values: Any, confidence: float = 0.95, n_resamples: int =
         0.50 [0.40, 0.60]
     """
     array = _finite("values", values)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence}")
+    if not (is_number(confidence) and 0 < confidence < 1):
+        raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
+    n_resamples, seed = check_integer("n_resamples", n_resamples, 1), check_integer("seed", seed)
     if len(array) < 2:
         return Interval(float(array.mean()) if len(array) else float("nan"), float("nan"), float("nan"), len(array))
     result = stats.bootstrap(

@@ -69,13 +69,20 @@ class Store:
         folder: is made when something is written.
         durable: flush every shard to the disk before it counts; False for results that need not outlive the process.
 
+    Raises:
+        ValueError: the folder is a file.
+
     Example:
         >>> Store("runs/demo/store").folder.name
         'store'
     """
 
     def __init__(self, folder: str | Path, *, durable: bool = True) -> None:
+        if not isinstance(folder, (str, Path)):
+            raise TypeError(f"store: expected a folder, got {folder!r}")
         self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"store: expected a folder, got {folder}, which is a file")
         self.durable = durable
         self._checked: dict[Path, tuple[int, int]] = {}
 
@@ -210,9 +217,19 @@ class Store:
         self.keep_run(f"{name}-{digest(canonical(list(keys)))[:8]}", {"experiments": list(keys)})
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """Name -> manifest of all runs, the latest last."""
-        paths = sorted((self.folder / "runs").glob("*.json"), key=lambda p: p.stat().st_mtime)
-        return {p.stem: json.loads(p.read_text()) for p in paths}
+        """Name -> manifest of all runs, the latest last.
+
+        Raises:
+            StoreError: one that was changed.
+        """
+        found = {}
+        for path in sorted((self.folder / "runs").glob("*.json"), key=lambda p: p.stat().st_mtime):
+            try:
+                found[path.stem] = json.loads(path.read_text())
+                found[path.stem]["experiments"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise StoreError(f"{path}: expected a run's manifest, got {error!r}; delete it, the same command writes it anew") from error
+        return found
 
     def keys(self) -> list[str]:
         """Keys of all experiments."""

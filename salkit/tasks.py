@@ -367,12 +367,12 @@ def _explain(method: SaliencyMethod, source: Source, images: Tensor, target: Ten
     pairs, names = source.inputs[images].to(pool.device), [source.ids[i] for i in images.tolist()]
     learns = kept and isinstance(method, LearnedMap)
     explain = method.learn if learns else method.attribute  # type: ignore[attr-defined]
-    found: Tensor = explain(classifier, pairs, target.to(pool.device), distractors=pool, seed=seed, ids=names).detach()
-    if learns and not torch.isfinite(found).all():
-        raise ValueError("method: expected finite maps, got NaN or infinity")
+    found: Tensor = explain(classifier, pairs, target.to(pool.device), distractors=pool, seed=seed, ids=names)
     if not learns:
         check_heatmaps(pairs, found)
-    return found.half() if learns else found.float()
+    elif not torch.isfinite(found).all():
+        raise ValueError("method: expected finite maps, got NaN or infinity")
+    return found.detach().half() if learns else found.detach().float()
 
 
 def _numpy(values: Tensor) -> np.ndarray:

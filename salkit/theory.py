@@ -25,6 +25,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, hypergeom
 
+from salkit.checks import check_integer, is_integer, is_number
+
 EVENTS = ("given_certifies_y", "some_certifies_y", "none_certifies_other")
 """What `simulate` estimates: part 1 for a given interval, part 1 as printed, part 2."""
 
@@ -113,7 +115,7 @@ def failure_bound(length: int, margin: float, d: int, *, bound: float, n_interva
         ValueError: an argument outside its range.
     """
     _check_model(margin, d, bound)
-    _check(n_intervals >= 1, "n_intervals", "at least 1", n_intervals)
+    check_integer("n_intervals", n_intervals, 1)
     effective = _check_length(length, d) / (1 - (length - 1) / d)
     return min(1.0, n_intervals * math.exp(-effective * (margin / bound) ** 2 / 2))
 
@@ -133,7 +135,7 @@ def completeness_length(margin: float, delta: float, d: int, *, bound: float, fi
         600
     """
     _check_model(margin, d, bound)
-    _check(0 < delta < 1, "delta", "a number in (0, 1)", delta)
+    _check_delta(delta)
     needed = 2 * (bound / margin) ** 2 * math.log(1 / delta)
     return min(math.ceil(needed * (d + 1) / (d + needed) if finite_population else needed), d)
 
@@ -147,8 +149,9 @@ def soundness_length(margin: float, delta: float, d: int, *, bound: float, finit
         >>> soundness_length(0.1, 0.05, 10_000, bound=1.0)
         2442
     """
-    _check(0 < delta < 1, "delta", "a number in (0, 1)", delta)
-    return completeness_length(margin, delta / max(d, 1), d, bound=bound, finite_population=finite_population)
+    _check_delta(delta)
+    check_integer("d", d, 1)
+    return completeness_length(margin, delta / d, d, bound=bound, finite_population=finite_population)
 
 
 def toy_terms(d: int, margin: float, *, n_active: int | None = None, values: str = "signs", seed: int = 0) -> NDArray[np.float64]:
@@ -173,9 +176,9 @@ def toy_terms(d: int, margin: float, *, n_active: int | None = None, values: str
     """
     _check_model(margin, d, 1)
     k = d if n_active is None else n_active
-    _check(1 <= k <= d, "n_active", f"1 to d = {d}", k)
+    _check(is_integer(k, 1) and k <= d, "n_active", f"1 to d = {d}", k)
     _check(values in ("signs", "uniform"), "values", "'signs' or 'uniform'", values)
-    rng = np.random.default_rng([seed, 1])  # not the stream of `simulate`: its shuffles must not depend on this one
+    rng = np.random.default_rng([check_integer("seed", seed), 1])  # not the stream of `simulate`: its shuffles must not depend on this one
     if values == "signs":
         active = np.clip(k * (1 + margin) - 1 - 2 * np.arange(k), -1, 1)
     else:
@@ -242,9 +245,9 @@ def simulate(terms: ArrayLike, lengths: Sequence[int], *, label: int = 1, n_tria
     """
     values = _check_label(label) * _check_terms(terms)
     _check(values.ndim == 1, "terms", "shape (d,)", values.shape)
-    _check(n_trials >= 1, "n_trials", "at least 1", n_trials)
+    check_integer("n_trials", n_trials, 1)
     chosen = [_check_length(length, values.size) for length in lengths]
-    rng = np.random.default_rng([seed, 2])
+    rng = np.random.default_rng([check_integer("seed", seed), 2])
     counts = np.zeros((len(chosen), len(EVENTS)), dtype=np.int64)
     for _ in range(n_trials):
         prefix = _prefix_sums(rng.permutation(values))
@@ -289,9 +292,13 @@ def _check(passed: bool, name: str, expected: str, got: object) -> None:
 
 
 def _check_model(margin: float, d: int, bound: float) -> None:
-    _check(d >= 1, "d", "at least 1", d)
-    _check(0 < bound < math.inf, "bound", "a positive number", bound)
-    _check(0 < margin <= bound, "margin", f"a number in (0, {bound:g}]", margin)
+    check_integer("d", d, 1)
+    _check(is_number(bound) and bound > 0, "bound", "a positive number", bound)
+    _check(is_number(margin) and 0 < margin <= bound, "margin", f"a number in (0, {bound:g}]", margin)
+
+
+def _check_delta(delta: float) -> None:
+    _check(is_number(delta) and 0 < delta < 1, "delta", "a number in (0, 1)", delta)
 
 
 def _check_terms(terms: ArrayLike) -> NDArray[np.float64]:
@@ -302,7 +309,7 @@ def _check_terms(terms: ArrayLike) -> NDArray[np.float64]:
 
 
 def _check_length(length: int, d: int) -> int:
-    _check(isinstance(length, (int, np.integer)) and 1 <= length <= d, "length", f"an integer from 1 to d = {d}", length)
+    _check(is_integer(length, 1) and length <= d, "length", f"an integer from 1 to d = {d}", length)
     return int(length)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salkit.checkpoints import load_state, load_training_state
+from salkit.checks import check_integer, check_settings
 from salkit.data import ImageSet, progress_bar
 
 
@@ -28,6 +29,11 @@ class Recipe:
     warmup: float = 0.2
     padding: int = 4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self, counts=("epochs", "batch_size"), weights=("momentum", "weight_decay"), rates=("lr",), shares=("warmup",))
+        for name in ("padding", "seed"):
+            check_integer(name, getattr(self, name))
 
 
 def train_classifier(

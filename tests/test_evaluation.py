@@ -142,7 +142,7 @@ class WrongShape:
         ({"methods": ["lime"]}, ValueError, "name: expected one of"),
         ({"methods": "random"}, TypeError, "methods: expected names or a mapping"),
         ({"methods": []}, ValueError, "methods: expected at least one"),
-        ({"methods": {"mine": 3}}, TypeError, "methods: expected objects with an `attribute` method, got int for 'mine'"),
+        ({"methods": {"mine": 3}}, TypeError, r"methods\['mine'\]: expected an object with an `attribute` method, got int"),
         ({"methods": {"mine": WrongShape()}}, ValueError, r"heatmaps: expected shape \(40, 32, 32\)"),
         ({"protocol": "mine"}, ValueError, "protocol: expected a Protocol or one of"),
         ({"deletion": "some"}, ValueError, "deletion: expected"),

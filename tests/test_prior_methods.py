@@ -46,7 +46,7 @@ class Counting(nn.Module):
 @pytest.fixture
 def counting():
     Counting.forward_only = Counting.with_gradient = 0
-    return Classifier(Counting())
+    return Classifier(Counting(), labels=[0, 1])
 
 
 @pytest.fixture
@@ -340,7 +340,7 @@ def test_fong_vedaldi_shifts_image_and_blurred_image_together(images):
 
     # A ramp, blurred or not, is the same ramp away from the border: whatever the mask, a composite of two equal windows is one.
     ramp = torch.arange(32.0).expand(1, 3, 32, 32).clone()
-    FongVedaldi(n_steps=30, internal_batch_size=1).attribute(Classifier(Spy()), ramp, torch.tensor([0]))
+    FongVedaldi(n_steps=30, internal_batch_size=1).attribute(Classifier(Spy(), labels=[0, 1, 2]), ramp, torch.tensor([0]))
     rows = torch.stack([s[0, 0, 16, 10:22] for s in seen])
     enlarged = F.interpolate(ramp, (35, 35), mode="bilinear", align_corners=False)[0, 0, 16]
     offsets = [min(range(4), key=lambda o: (row - enlarged[10 + o : 22 + o]).abs().max().item()) for row in rows]
@@ -348,7 +348,7 @@ def test_fong_vedaldi_shifts_image_and_blurred_image_together(images):
     assert all((row - enlarged[10 + o : 22 + o]).abs().max() < 1e-4 for row, o in zip(rows, offsets, strict=True))
     assert set(offsets) == {0, 1, 2, 3}
     seen.clear()
-    FongVedaldi(n_steps=2, jitter=1, internal_batch_size=1).attribute(Classifier(Spy()), ramp, torch.tensor([0]))
+    FongVedaldi(n_steps=2, jitter=1, internal_batch_size=1).attribute(Classifier(Spy(), labels=[0, 1, 2]), ramp, torch.tensor([0]))
     torch.testing.assert_close(seen[0][0, 0, 16, 10:22], ramp[0, 0, 16, 10:22], atol=1e-4, rtol=0)
 
 
@@ -730,7 +730,7 @@ def test_fast_presets_are_settings_of_known_methods():
         ("igos_pp", {"alpha": 0.0}, "alpha: expected a positive, finite number, got 0.0"),
         ("igos_pp", {"least_alpha": -1.0}, "least_alpha"),
         ("igos_pp", {"sigma": 0.0}, "sigma"),
-        ("igos_pp", {"shrink": 1.0}, "shrink: expected a factor between 0 and 1, got 1.0"),
+        ("igos_pp", {"shrink": 1.0}, "shrink: expected a number between 0 and 1, got 1.0"),
         ("igos_pp", {"gradient": "exact"}, "gradient: expected one of .*'consistent'.*, got 'exact'"),
         ("igos_pp", {"internal_batch_size": 0}, "internal_batch_size"),
         ("fong_vedaldi", {"mask_size": -1}, "mask_size"),
@@ -747,7 +747,7 @@ def test_fast_presets_are_settings_of_known_methods():
         ("fong_vedaldi", {"internal_batch_size": 2.0}, "internal_batch_size"),
         ("rise", {"n_masks": 0}, "n_masks"),
         ("rise", {"grid": 0}, "grid"),
-        ("rise", {"keep": 1.0}, "keep: expected a probability between 0 and 1, got 1.0"),
+        ("rise", {"keep": 1.0}, "keep: expected a number between 0 and 1, got 1.0"),
         ("rise", {"keep": float("nan")}, "keep"),
         ("rise", {"internal_batch_size": 0}, "internal_batch_size"),
         ("smooth_grad", {"n_samples": 0}, "n_samples"),

@@ -66,7 +66,9 @@ def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, console):
     settings = {"output_dir": out, "console": console, "source": tmp_path}
     with pytest.raises(ValueError, match=r"profile: expected one of .* got 'huge'"):
         reproduce.reproduce("huge", **settings)
-    with pytest.raises(ValueError, match=r"parameter: 01_first\.ipynb knows \['output_dir', 'profile', 'seed'\], got \['sead'\]"):
+    with pytest.raises(
+        ValueError, match=r"parameter: expected one that 01_first\.ipynb knows, \['output_dir', 'profile', 'seed'\], got \['sead'\]"
+    ):
         reproduce.reproduce("smoke", parameters={"sead": 1}, **settings)
     with pytest.raises(ValueError, match=r"notebook: expected the beginning of one of \['01_first'\], got '09'"):
         reproduce.reproduce("smoke", notebook="09", **settings)

@@ -234,7 +234,7 @@ def test_the_thresholds_that_are_tried():
 
 
 def test_equal_boxes_of_a_pair_are_evaluated_once():
-    classifier = Classifier(Counting())
+    classifier = Classifier(Counting(), labels=[0, 1, 2])
     inputs, target, heatmaps = drawn_pairs(5, 12)
     distinct = sum(len({box_by_loops(heatmap, alpha) for alpha in ALPHAS}) for heatmap in heatmaps.numpy())
     assert 5 < distinct < 5 * len(ALPHAS), "some boxes are equal, not all"
@@ -257,7 +257,7 @@ def test_batches_change_nothing_but_the_size_of_a_pass():
     inputs, target, heatmaps = drawn_pairs(7, 12)
     all_at_once = saliency_metric(Classifier(Counting()), inputs, target, heatmaps, 0.4)
     for size in (1, 2, 3, 7, 100):
-        counting = Classifier(Counting())
+        counting = Classifier(Counting(), labels=[0, 1, 2])
         # Float32 sums may round differently in batches of another size.
         torch.testing.assert_close(
             saliency_metric(counting, inputs, target, heatmaps, 0.4, internal_batch_size=size), all_at_once, atol=1e-5, rtol=0
@@ -271,9 +271,9 @@ def test_batches_change_nothing_but_the_size_of_a_pass():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"alpha": -0.1}, r"alpha: expected a threshold in \[0, 1\], got -0.1"),
-        ({"alpha": 1.01}, r"alpha: expected a threshold in \[0, 1\], got 1.01"),
-        ({"alpha": float("nan")}, "alpha: expected a threshold"),
+        ({"alpha": -0.1}, r"alpha: expected a finite number in \[0, 1\], got -0.1"),
+        ({"alpha": 1.01}, r"alpha: expected a finite number in \[0, 1\], got 1.01"),
+        ({"alpha": float("nan")}, "alpha: expected a finite number"),
         ({"rule": "otsu"}, "rule: expected one of .*largest_component.*, got 'otsu'"),
         ({"heatmaps": torch.zeros(2, 4, 4)}, r"heatmaps: expected shape \(2, 8, 8\)"),
         ({"heatmaps": torch.zeros(1, 8, 8)}, r"heatmaps: expected shape \(2, 8, 8\)"),

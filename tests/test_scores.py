@@ -136,7 +136,7 @@ def test_wrong_values_are_named(score):
         score(one(0.5), one(1.5))
     with pytest.raises(ValueError, match="auc"):
         score(one(float("nan")), one(0.5))
-    with pytest.raises(ValueError, match="eps: expected a threshold >= 0"):
+    with pytest.raises(ValueError, match=r"eps: expected a finite number in \[0, 1\], got -0.1"):
         score(one(0.5), one(0.5), -0.1)
 
 

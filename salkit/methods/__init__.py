@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
-from salkit.methods.base import Cost, SaliencyMethod, check_choice, same_map_for_all_labels
+from salkit.checks import check_choice
+from salkit.methods.base import Cost, SaliencyMethod, same_map_for_all_labels
 from salkit.methods.baselines import CenteredGaussian, Random
 from salkit.methods.captum_methods import CaptumMethod, GradCAM, SmoothGrad, gradient_x_input, integrated_gradients
 from salkit.methods.dabkowski_gal import DabkowskiGal
@@ -63,6 +65,9 @@ def get_method(name: str, preset: Literal["source", "fast"] = "source", **settin
     """
     check_choice("name", name, sorted(METHODS))
     check_choice("preset", preset, ("source", "fast"))
+    known = list(inspect.signature(METHODS[name]).parameters)
+    if unknown := sorted(set(settings) - set(known)):
+        raise TypeError(f"settings: expected some of {known} for {name!r}, got {unknown}")
     return METHODS[name](**(FAST.get(name, {}) if preset == "fast" else {}) | settings)
 
 

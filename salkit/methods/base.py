@@ -9,6 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from salkit.checks import check_images
 from salkit.models import Classifier
 
 
@@ -111,6 +112,9 @@ class same_map_for_all_labels:
     method: SaliencyMethod
     depends_on_label = False
 
+    def __post_init__(self) -> None:
+        check_method("method", self.method)
+
     def cost(self) -> Cost:
         """What the wrapped method takes for one label, and a forward pass to find the prediction."""
         inner = method_cost(self.method)
@@ -145,44 +149,42 @@ def mask_side(inputs: Tensor, mask_size: int | None) -> int:
     return side
 
 
-def check_settings(method: object, *, counts: Sequence[str] = (), weights: Sequence[str] = (), rates: Sequence[str] = ()) -> None:
-    """Refuse settings out of range.
-
-    Args:
-        method: a dataclass of settings.
-        counts: names of those that are integers >= 1 (or None).
-        weights: of those that are finite and >= 0.
-        rates: of those that are finite and > 0.
-
-    Raises:
-        ValueError: names the setting, what is expected and what was given.
-    """
-    for name in counts:
-        value = getattr(method, name)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
-    for name in weights:
-        if not 0 <= getattr(method, name) < float("inf"):
-            raise ValueError(f"{name}: expected a finite weight >= 0, got {getattr(method, name)!r}")
-    for name in rates:
-        if not 0 < getattr(method, name) < float("inf"):
-            raise ValueError(f"{name}: expected a positive, finite number, got {getattr(method, name)!r}")
-
-
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices.
-
-    Raises:
-        ValueError: names the setting and the choices.
-    """
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {tuple(choices)}, got {value!r}")
-
-
 def method_cost(method: SaliencyMethod) -> Cost:
     """What a map of the method takes; nothing for one that does not say."""
     cost: Cost = method.cost() if hasattr(method, "cost") else Cost()
     return cost
+
+
+def check_method(name: str, method: object) -> None:
+    """Refuse what is no saliency method.
+
+    Raises:
+        TypeError: no `attribute` that can be called, or a class instead of one of its objects.
+    """
+    if isinstance(method, type) or not callable(getattr(method, "attribute", None)):
+        got = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+        raise TypeError(f"{name}: expected an object with an `attribute` method, got {got}")
+
+
+def check_classifier(classifier: Classifier) -> None:
+    """Refuse a net that is no `Classifier` yet.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(classifier, Classifier):
+        raise TypeError(f"classifier: expected a salkit.models.Classifier, got {type(classifier).__name__}")
+
+
+def check_precision(name: str, inputs: Tensor, classifier: Classifier) -> None:
+    """Refuse images of another type than the net's weights.
+
+    Raises:
+        TypeError: names both.
+    """
+    wanted = next((p.dtype for p in classifier.parameters() if p.is_floating_point()), inputs.dtype)
+    if inputs.dtype != wanted:
+        raise TypeError(f"{name}: expected {wanted}, as the net's weights are, got {inputs.dtype}")
 
 
 def check_pairs(classifier: Classifier, inputs: Tensor, target: Tensor) -> None:
@@ -192,26 +194,26 @@ def check_pairs(classifier: Classifier, inputs: Tensor, target: Tensor) -> None:
         TypeError: the classifier is not a `Classifier`, or a tensor is of the wrong type.
         ValueError: wrong shapes, values that are not finite, or targets outside the label list.
     """
-    if not isinstance(classifier, Classifier):
-        raise TypeError(f"classifier: expected a salkit.models.Classifier, got {type(classifier).__name__}")
-    for name, value in (("inputs", inputs), ("target", target)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    if inputs.ndim != 4 or inputs.shape[1] != 3:
-        raise ValueError(f"inputs: expected shape (N, 3, H, W), got {tuple(inputs.shape)}")
-    if not len(inputs):
-        raise ValueError("inputs: expected at least one pair, got none")
-    if not inputs.is_floating_point():
-        raise TypeError(f"inputs: expected a floating-point tensor, got {inputs.dtype}")
-    if not torch.isfinite(inputs).all():
-        raise ValueError("inputs: expected finite values, got NaN or infinity")
+    check_classifier(classifier)
+    check_images("inputs", inputs)
+    check_precision("inputs", inputs, classifier)
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target: expected a torch.Tensor, got {type(target).__name__}")
     if target.dtype != torch.int64:
         raise TypeError(f"target: expected int64 indices into the label list, got {target.dtype}")
     if target.shape != inputs.shape[:1]:
         raise ValueError(f"target: expected shape ({len(inputs)},), one label a pair, got {tuple(target.shape)}")
-    n_labels = None if classifier.labels is None else len(classifier.labels)
-    if target.min() < 0 or (n_labels is not None and target.max() >= n_labels):
-        raise ValueError(f"target: expected indices 0 to {'C' if n_labels is None else n_labels} - 1, got {target.min()} to {target.max()}")
+    check_indices("target", target, classifier.n_labels(inputs))
+
+
+def check_indices(name: str, indices: Tensor, n: int) -> None:
+    """Refuse indices outside `[0, n - 1]`.
+
+    Raises:
+        ValueError: names the extremes.
+    """
+    if indices.min() < 0 or indices.max() >= n:
+        raise ValueError(f"{name}: expected indices 0 to {n - 1}, got {indices.min()} to {indices.max()}")
 
 
 def label_names(classifier: Classifier, target: Tensor) -> list[int]:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from salkit.checks import check_settings
 from salkit.masking import image_ids, pair_generator
-from salkit.methods.base import Cost, check_pairs, check_settings, label_names
+from salkit.methods.base import Cost, check_pairs, label_names
 from salkit.models import Classifier
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,7 +11,8 @@ from captum.attr import InputXGradient, IntegratedGradients, LayerAttribution, L
 from torch import Tensor, nn
 
 from salkit import masking
-from salkit.methods.base import Cost, check_choice, check_pairs, check_settings, label_names
+from salkit.checks import check_choice, check_integer, check_settings
+from salkit.methods.base import Cost, check_pairs, label_names
 from salkit.models import Classifier
 from salkit.passes import batch_size, smaller_when_out_of_memory
 
@@ -52,7 +52,11 @@ class CaptumMethod:
     def __post_init__(self) -> None:
         check_choice("output", self.output, ("logit", "log_prob", "prob"))
         check_choice("reduction", self.reduction, get_args(Reduction))
-        check_settings(self, counts=("internal_batch_size",))
+        check_settings(self, counts=("internal_batch_size", "forward_backward"))
+        if not callable(self.attribution):
+            raise TypeError(f"attribution: expected a Captum class or a function that makes one, got {self.attribution!r}")
+        if not isinstance(self.settings, Mapping):
+            raise TypeError(f"settings: expected a mapping of names to values, got {self.settings!r}")
 
     def cost(self) -> Cost:
         """As given."""
@@ -277,6 +281,6 @@ def integrated_gradients(n_steps: int = 50, internal_batch_size: int | None = No
         >>> integrated_gradients().cost().forward_backward
         50
     """
-    check_settings(SimpleNamespace(n_steps=n_steps), counts=("n_steps",))
-    size = internal_batch_size or max(1, 8 // n_steps)
+    n_steps = check_integer("n_steps", n_steps, 1)
+    size = max(1, 8 // n_steps) if internal_batch_size is None else internal_batch_size
     return CaptumMethod(IntegratedGradients, {"n_steps": n_steps}, internal_batch_size=size, forward_backward=n_steps)

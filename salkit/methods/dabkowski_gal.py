@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salkit import masking
+from salkit.checks import check_number
 from salkit.methods.base import Cost
 from salkit.methods.masker import Masker, MaskerMethod, Phase, bordered_variation, conv_block, resize, trainable
 from salkit.models import Classifier
@@ -44,6 +45,10 @@ class DabkowskiGal(MaskerMethod):
     masker: str | Path | Masker = "dabkowski_gal-efficientnet-lite0"
     confidence: float = 6.0
     kind = "dabkowski_gal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("confidence", self.confidence)
 
     def cost(self) -> Cost:
         """One forward pass a pair."""

@@ -12,16 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salkit import masking
+from salkit.checks import check_choice, check_settings
 from salkit.data import progress_bar
-from salkit.methods.base import (
-    Cost,
-    LearnedMap,
-    check_choice,
-    check_pairs,
-    check_settings,
-    label_names,
-    mask_side,
-)
+from salkit.methods.base import Cost, LearnedMap, check_pairs, label_names, mask_side
 from salkit.models import Classifier
 from salkit.passes import pass_size, same_size_chunks, smaller_when_out_of_memory
 
@@ -86,9 +79,8 @@ class FongVedaldi(LearnedMap):
     show_progress: bool = False
 
     def __post_init__(self) -> None:
-        weights = [name for name in ("l1", "tv") if getattr(self, name) is not None]
         counts = ("mask_size", "n_steps", "jitter", "internal_batch_size")
-        check_settings(self, counts=counts, weights=[*weights, "blur_radius"], rates=("lr", "beta"))
+        check_settings(self, counts=counts, weights=("l1", "tv", "blur_radius"), rates=("lr", "beta"), flags=("show_progress",))
         check_choice("regulariser", self.regulariser, get_args(Regulariser))
         check_choice("start", self.start, get_args(Start))
         check_choice("gradient", self.gradient, get_args(Gradient))

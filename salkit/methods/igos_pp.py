@@ -12,16 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salkit import masking
+from salkit.checks import check_choice, check_settings
 from salkit.data import progress_bar
-from salkit.methods.base import (
-    Cost,
-    LearnedMap,
-    check_choice,
-    check_pairs,
-    check_settings,
-    label_names,
-    mask_side,
-)
+from salkit.methods.base import Cost, LearnedMap, check_pairs, label_names, mask_side
 from salkit.models import Classifier
 from salkit.passes import batch_size, smaller_when_out_of_memory
 
@@ -89,9 +82,9 @@ class IGOSpp(LearnedMap):
             counts=("mask_size", "n_steps", "n_path", "internal_batch_size"),
             weights=("l1", "tv", "noise"),
             rates=("alpha", "least_alpha", "sigma"),
+            shares=("shrink",),
+            flags=("show_progress",),
         )
-        if not 0 < self.shrink < 1:
-            raise ValueError(f"shrink: expected a factor between 0 and 1, got {self.shrink!r}")
         check_choice("gradient", self.gradient, get_args(Gradient))
 
     def cost(self) -> Cost:

@@ -12,15 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salkit import masking
+from salkit.checks import check_choice, check_settings
 from salkit.data import progress_bar
-from salkit.methods.base import (
-    Cost,
-    LearnedMap,
-    check_choice,
-    check_pairs,
-    check_settings,
-    label_names,
-)
+from salkit.methods.base import Cost, LearnedMap, check_pairs, label_names
 from salkit.models import Classifier
 from salkit.passes import pass_size, same_size_chunks, smaller_when_out_of_memory
 
@@ -73,7 +67,8 @@ class LearnedMask(LearnedMap):
     show_progress: bool = False
 
     def __post_init__(self) -> None:
-        check_settings(self, counts=("scale", "n_steps", "n_distractors", "internal_batch_size"), weights=("tv", "l1"), rates=("lr",))
+        counts = ("scale", "n_steps", "n_distractors", "internal_batch_size")
+        check_settings(self, counts=counts, weights=("tv", "l1"), rates=("lr",), flags=("show_progress",))
         check_choice("infill", self.infill, masking.INFILLS)
         check_choice("loss", self.loss, get_args(Loss))
 

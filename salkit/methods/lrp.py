@@ -16,7 +16,8 @@ from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlusFl
 from zennit.core import Composite
 from zennit.layer import Sum
 
-from salkit.methods.base import Cost, check_choice, check_pairs, check_settings, label_names
+from salkit.checks import check_choice, check_settings
+from salkit.methods.base import Cost, check_pairs, label_names
 from salkit.models import Classifier
 from salkit.passes import batch_size, smaller_when_out_of_memory
 

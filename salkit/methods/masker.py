@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salkit.checkpoints import load_checkpoint, open_checkpoint
+from salkit.checks import check_settings
 from salkit.data import data_dir
-from salkit.methods.base import Cost, check_pairs, check_settings, label_names
+from salkit.methods.base import Cost, check_pairs, label_names
 from salkit.models import Classifier
 from salkit.passes import batch_size, smaller_when_out_of_memory
 
@@ -121,12 +122,25 @@ class MaskerMethod:
 
     def __post_init__(self) -> None:
         check_settings(self, counts=("internal_batch_size",))
+        if not isinstance(self.masker, (str, Path, Masker)):
+            raise TypeError(f"masker: expected a name, a path or a Masker, got {self.masker!r}")
 
     def cost(self) -> Cost:
         """One forward pass a map."""
         return Cost(forward=1)
 
-    @smaller_when_out_of_memory
+    def network(self) -> Masker:
+        """The masker, read from its checkpoint.
+
+        Raises:
+            FileNotFoundError: no such checkpoint.
+            ValueError: one of another architecture.
+        """
+        net = (self.masker if isinstance(self.masker, Masker) else load_masker(self.masker)).eval()
+        if net.kind != self.kind:
+            raise ValueError(f"masker: expected a checkpoint of {self.kind!r}, got one of {net.kind!r}")
+        return net
+
     @smaller_when_out_of_memory
     @torch.no_grad()
     def attribute(
@@ -142,10 +156,7 @@ class MaskerMethod:
         """Heatmaps `(N, H, W)` in (0, 1); see `SaliencyMethod.attribute`."""
         del distractors, seed, ids
         check_pairs(classifier, inputs, target)
-        net = (self.masker if isinstance(self.masker, Masker) else load_masker(self.masker)).eval()
-        if net.kind != self.kind:
-            raise ValueError(f"masker: expected a checkpoint of {self.kind!r}, got one of {net.kind!r}")
-        net = net.to(inputs.device)
+        net = self.network().to(inputs.device)
         classes = torch.tensor(label_names(classifier, target), device=inputs.device)
         size = batch_size(inputs, self.internal_batch_size)
         chunks = zip(inputs.split(size), classes.split(size), strict=True)

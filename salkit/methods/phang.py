@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from salkit.checks import check_settings
 from salkit.methods.base import Cost
 from salkit.methods.masker import Masker, MaskerMethod, Phase, bordered_variation, conv_block, resize, trainable
 from salkit.models import Classifier
@@ -46,6 +47,7 @@ class Phang(MaskerMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_settings(self, flags=("class_conditional",))
         if not isinstance(self.masker, Masker) and not str(self.masker):
             name = "phang-conditional-efficientnet-lite0" if self.class_conditional else "phang-efficientnet-lite0"
             object.__setattr__(self, "masker", name)

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salkit import masking
+from salkit.checks import check_integer, check_settings
 from salkit.data import progress_bar
-from salkit.methods.base import Cost, check_pairs, check_settings
+from salkit.methods.base import Cost, check_pairs
 from salkit.models import Classifier
 from salkit.passes import batch_size, smaller_when_out_of_memory
 
@@ -48,9 +49,7 @@ class RISE:
     show_progress: bool = False
 
     def __post_init__(self) -> None:
-        check_settings(self, counts=("n_masks", "grid", "internal_batch_size"))
-        if not 0 < self.keep < 1:
-            raise ValueError(f"keep: expected a probability between 0 and 1, got {self.keep!r}")
+        check_settings(self, counts=("n_masks", "grid", "internal_batch_size"), shares=("keep",), flags=("show_progress",))
 
     def cost(self) -> Cost:
         """`n_masks` forward passes an image."""
@@ -84,7 +83,7 @@ class RISE:
     def masks(self, image: Tensor, seed: int = 0) -> list[Tensor]:
         """The random masks `(n, 1, H, W)` in [0, 1], in batches, for an image `(3, H, W)`; images of a size have the same ones."""
         height, width = image.shape[-2:]
-        generator = np.random.default_rng((seed, self.n_masks, self.grid))
+        generator = np.random.default_rng((check_integer("seed", seed), self.n_masks, self.grid))
         cells = torch.from_numpy((generator.random((self.n_masks, 1, self.grid, self.grid)) < self.keep).astype(np.float32))
         cell = -(-height // self.grid), -(-width // self.grid)
         offsets = torch.from_numpy(generator.integers(cell, size=(self.n_masks, 2)))
