@@ -132,12 +132,15 @@ class Store:
 
         Raises:
             StoreError: the disk is full or cannot be written; nothing is left behind.
+            ValueError: an array has another number of rows.
         """
         packed, types = {}, {}
         for name, array in arrays.items():
+            if array.shape[:1] != (stop - start,):
+                raise ValueError(f"{name}: expected {stop - start} rows, got an array of shape {array.shape}")
             if array.dtype.kind == "U":  # the format has no text: code points
                 types[name] = array.dtype.str
-                array = np.ascontiguousarray(array).view(np.uint32).reshape(*array.shape, -1)
+                array = np.ascontiguousarray(array).view(np.uint32).reshape(*array.shape, array.dtype.itemsize // 4)
             packed[name] = np.ascontiguousarray(array)
         header = {"key": key, "rows": [start, stop], "text": types, "host": socket.gethostname()} | dict(about or {})
         data = save(packed, {"salkit": canonical(header)})
@@ -206,9 +209,20 @@ class Store:
         self._write(self.folder / "runs" / f"{name}.json", json.dumps(run, indent=1, ensure_ascii=False).encode())
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """Name -> manifest of all runs, the latest last."""
-        paths = sorted((self.folder / "runs").glob("*.json"), key=lambda p: p.stat().st_mtime)
-        return {p.stem: json.loads(p.read_text()) for p in paths}
+        """Name -> manifest of all runs, the latest last.
+
+        Raises:
+            StoreError: one cannot be read.
+        """
+        found = {}
+        for path in sorted((self.folder / "runs").glob("*.json"), key=_changed):
+            try:
+                found[path.stem] = json.loads(path.read_text())
+                if not isinstance(found[path.stem]["experiments"], list):
+                    raise TypeError("experiments: expected a list")
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                raise StoreError(f"{path} is not what it should be ({error!r}); delete it, and run the same command again") from error
+        return found
 
     def keys(self) -> list[str]:
         """Keys of all experiments."""
@@ -225,8 +239,9 @@ class Store:
             left = {e.title: sum(b - a for a, b in self.missing(e)) for e in experiments}
             rows, files = sum(e.rows for e in experiments), [p for e in experiments for p in (self.folder / e.key).iterdir()]
             missing = [f"{title.rpartition(', ')[2]} {n}" for title, n in left.items() if n]
-            changed = max((p.stat().st_mtime for p in files), default=0.0)
-            states.append(RunState(name, rows, rows - sum(left.values()), missing, sum(p.stat().st_size for p in files), changed))
+            stats = [found for p in files if (found := _stat(p))]
+            changed = max((found.st_mtime for found in stats), default=0.0)
+            states.append(RunState(name, rows, rows - sum(left.values()), missing, sum(found.st_size for found in stats), changed))
         return states
 
     def prune(self, *, drop: Sequence[str] = (), dry_run: bool = False) -> list[Path]:
@@ -248,9 +263,9 @@ class Store:
                 raise ValueError(f"drop: expected the beginning of one of {list(runs)}, got {name!r}")
         doomed = [self.folder / "runs" / f"{full}.json" for full in runs if full.startswith(tuple(drop))] if drop else []
         needed = {key for full, run in runs.items() for key in run["experiments"] if not (drop and full.startswith(tuple(drop)))}
-        for folder in (p for p in self.folder.iterdir() if p.is_dir() and p.name != "runs"):
-            left_over = (p for p in folder.iterdir() if p.suffix in (".part", ".damaged"))
-            doomed += [folder] if folder.name not in needed else left_over
+        for folder in (p for p in self.folder.iterdir() if p.is_dir()):
+            left_over = (p for p in folder.iterdir() if p.suffix in (".part", ".damaged", ".lock"))
+            doomed += left_over if folder.name in needed | {"runs"} else [folder]
         if not dry_run:
             for path in doomed:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -317,6 +332,19 @@ def _header(data: bytes) -> dict[str, Any]:
         return dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["salkit"]))
     except (ValueError, KeyError, TypeError, SafetensorError):
         return {}
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """None where another process has just renamed or removed it."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _changed(path: Path) -> float:
+    found = _stat(path)
+    return found.st_mtime if found else 0.0
 
 
 def _flush_folder(folder: Path) -> None:

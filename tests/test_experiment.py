@@ -65,7 +65,10 @@ def test_a_manifest_survives_its_file(what, rows):
     assert (read, read.key) == (made, made.key)
 
 
-@pytest.mark.parametrize("change", [{"rows": 3}, {"kind": "curves"}, {"what": {"tv": 0.2}}, {"versions": {"torch": "3"}}, {"key": "maps-1"}])
+CHANGES = [{"rows": 3}, {"kind": "curves"}, {"what": {"tv": 0.2}}, {"versions": {"torch": "3"}}, {"key": "maps-1"}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_manifest_is_refused(change):
     made = Experiment("maps", "toy", 2, {"tv": 0.1}, {"torch": "2.9"}).manifest()
     with pytest.raises(ValueError, match=r"manifest: expected the description of maps-\w+, got one that hashes to"):
