@@ -36,6 +36,10 @@ class StoreError(RuntimeError):
     """Results cannot be kept or read; the message says where and why, and what to do."""
 
 
+class MissingRows(StoreError):
+    """Rows that are wanted are not there, because they could not be computed or were damaged since."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """Rows `start` to `stop` (exclusive) of an experiment, in a file."""
@@ -152,12 +156,12 @@ class Store:
         """Arrays of the rows `start` to `stop` of an experiment.
 
         Raises:
-            StoreError: some of the rows are missing.
+            MissingRows: some of them.
         """
         stop = self.experiment(key).rows if stop is None else stop
         arrays, there = self.read_partly(key, start, stop)
         if not there.all():
-            raise StoreError(f"{self.folder / key}: expected rows {start} to {stop}, got {int(there.sum())} of them")
+            raise MissingRows(f"{self.folder / key}: expected rows {start} to {stop}, got {int(there.sum())} of them")
         return arrays
 
     def read_partly(self, key: str, start: int, stop: int) -> tuple[Arrays, np.ndarray]:
