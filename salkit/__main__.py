@@ -230,7 +230,8 @@ def runs_command(context: typer.Context, store: StoreFolder = Path("runs/demo/st
         kept = _existing(store)
         table = Table(title=str(store))
         for column in ("run", "rows", "missing", "size", "last change"):
-            table.add_column(column, justify="left" if column in ("run", "missing") else "right")
+            left = column in ("run", "missing")
+            table.add_column(column, justify="left" if left else "right", no_wrap=column != "missing")
         for row in kept.overview():
             table.add_row(
                 row.name or "(no run)", f"{row.done} of {row.rows}", ", ".join(row.missing) or "nothing", _bytes(row.size), row.age()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,6 +97,8 @@ def evaluate(
         >>> worst_case(scores.soundness).sel({"method": "random"})  # doctest: +SKIP
     """
     chosen, rules = _check_evaluate(classifier, images, methods, protocol, deletion)
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"name: expected letters, digits, '_', '.' and '-' (it names a file), got {name!r}")
     inputs, ids = named(images)
     pool, _ = named(images if distractors is None else distractors)
     kept = kept_counts(inputs[0, 0].numel(), n_steps)
@@ -109,7 +112,7 @@ def evaluate(
         plans = [_plan(maker, title, method, targets, best, every, keep_heatmaps, curve) for title, method in chosen.items()]
         if held_out is not None:
             sources.append(Source(classifier, *named(held_out), pool, device, images_per_batch))
-            _plan_held_out(PartMaker(f"{name}, held out", sources[1], seed, 1), sources, plans, engine)
+            _plan_held_out(PartMaker(f"{name}_held_out", sources[1], seed, 1), sources, plans, engine)
         run = {
             "coords": {"method": list(chosen), "image": list(ids), "kept": kept.tolist()}
             | _label_coords(classifier, images, targets, every.shape[1]),
@@ -156,9 +159,9 @@ def open_results(store: str | Path | Store, name: str = "evaluation") -> xr.Data
         'Ours: maps 12 of 50'
     """
     kept = store if isinstance(store, Store) else Store(store)
-    runs = {full: run for full, run in kept.runs().items() if full.startswith(name)}
+    runs = {full: run for full, run in kept.runs().items() if full.startswith(name) and "methods" in run}
     if not runs:
-        raise StoreError(f"{kept.folder}: expected a run whose name begins with {name!r}, got {sorted(kept.runs())}")
+        raise StoreError(f"{kept.folder}: expected an evaluation whose name begins with {name!r}, got {sorted(kept.runs())}")
     return _assemble(kept, list(runs.values())[-1], partly=True)
 
 
@@ -216,7 +219,7 @@ def _plan(
 
 def _plan_held_out(maker: PartMaker, sources: Sequence[Source], plans: Sequence[_Plan], engine: Engine) -> None:
     """Maps of the held-out images' predictions and their crops for every threshold."""
-    prediction = _probabilities(maker, sources, engine).argmax(1, keepdim=True)
+    prediction = _probabilities(maker, sources, engine, keep=True).argmax(1, keepdim=True)
     labels = Labels(prediction, torch.zeros(len(prediction), dtype=torch.int64), prediction)
     for plan in plans:
         plan.held_maps = None if plan.maps is None else maker.maps(plan.title, plan.method, prediction)
@@ -351,14 +354,17 @@ def explain(
     source = Source(classifier, inputs, ids, distractors.cpu(), device)
     maker = PartMaker(name, source, seed)
     parts = {title: maker.maps(title, method, targets.cpu()[:, None]) for title, method in methods.items()}
+    engine.store.keep_experiments(name, [part.experiment.key for part in parts.values()])
     raise_failures(engine.run(list(parts.values()), [source], desc=name), engine.store)
     maps = {title: torch.from_numpy(engine.store.read(part.experiment.key)["map"]) for title, part in parts.items()}
     return {title: as_heatmaps(method, maps[title], inputs.shape[-2:]) for title, method in methods.items()}
 
 
-def _probabilities(maker: PartMaker, sources: Sequence[Source], engine: Engine) -> Tensor:
-    """Probabilities of the label list on the images of the maker's source, `(N, A)`."""
+def _probabilities(maker: PartMaker, sources: Sequence[Source], engine: Engine, keep: bool = False) -> Tensor:
+    """Probabilities of the label list on the images of the maker's source, `(N, A)`; `keep` as a run of their own."""
     part = maker.probabilities()
+    if keep:
+        engine.store.keep_experiments(maker.name, [part.experiment.key])
     raise_failures(engine.run([part], sources, desc="probabilities"), engine.store)
     return torch.from_numpy(engine.store.read(part.experiment.key)["prob"])
 
@@ -375,7 +381,7 @@ def probabilities(classifier: Classifier, images: ImageSet | Tensor, engine: Eng
             return probabilities(classifier, images, own, device)
     inputs, ids = named(images)
     source = Source(classifier, inputs, ids, inputs[:0], device)
-    return _probabilities(PartMaker("images", source, 0), [source], engine)
+    return _probabilities(PartMaker("probabilities", source, 0), [source], engine, keep=True)
 
 
 def rescore(result: xr.Dataset, protocol: Protocol | str) -> xr.Dataset:

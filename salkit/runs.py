@@ -198,7 +198,7 @@ class Runs:
         with self._engine() as engine:
             part, source = Part(about, Table(function, settings)), Source(Classifier(nn.Identity()), nothing, (), nothing)
             replace(engine, executor="serial", strict=True, show_progress=False).run([part], [source])
-            engine.store.keep_run(f"{function.__name__}-{about.key[-8:]}", {"experiments": [about.key]})
+            engine.store.keep_experiments(function.__name__, [about.key])
             columns = {name: values[0] for name, values in engine.store.read(about.key).items()}
         return pd.DataFrame({name: columns[name] for name in columns["columns"]})
 

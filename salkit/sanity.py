@@ -139,13 +139,11 @@ def layer_randomisation(
     pool = (images if distractors is None else distractors).images
     prediction = probabilities(classifier, images, quiet, device).argmax(1)
 
-    def maps(net: Classifier, target: Tensor) -> dict[str, np.ndarray]:
-        each = heatmaps_of(
-            net, images, methods, target, distractors=pool, engine=quiet, name="layer randomisation", seed=seed, device=device
-        )
+    def maps(net: Classifier, target: Tensor, name: str) -> dict[str, np.ndarray]:
+        each = heatmaps_of(net, images, methods, target, distractors=pool, engine=quiet, name=name, seed=seed, device=device)
         return {name: heatmaps.numpy() for name, heatmaps in each.items()}
 
-    original = maps(classifier, prediction)
+    original = maps(classifier, prediction, "sanity_original")
     shape = (len(modes), len(names), len(methods), len(images))
     found = {name: np.empty(shape, np.float32) for name in SIMILARITIES}
     shown = np.empty((*shape[:3], *images.images.shape[-2:]), np.float32)
@@ -155,7 +153,7 @@ def layer_randomisation(
         net = randomise(classifier.net, [module for stage in which for module in stages[stage]], seed)
         changed = Classifier(net, classifier.labels, classifier.softmax_over)
         target = prediction if explain == "original" else probabilities(changed, images, quiet, device).argmax(1)
-        for m, (name, heatmaps) in enumerate(maps(changed, target).items()):
+        for m, (name, heatmaps) in enumerate(maps(changed, target, f"sanity_{mode}_{names[last]}").items()):
             shown[(*at, m)] = heatmaps[0]
             for i, pair in enumerate(zip(original[name], heatmaps, strict=True)):
                 for measure, value in similarity(*pair).items():

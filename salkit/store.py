@@ -212,6 +212,10 @@ class Store:
         """Write the manifest of a run: which experiments it is made of."""
         self._write(self.folder / "runs" / f"{name}.json", json.dumps(run, indent=1, ensure_ascii=False).encode())
 
+    def keep_experiments(self, name: str, keys: Sequence[str]) -> None:
+        """Write the manifest of a run that is nothing more than its experiments."""
+        self.keep_run(f"{name}-{digest(canonical(list(keys)))[:8]}", {"experiments": list(keys)})
+
     def runs(self) -> dict[str, dict[str, Any]]:
         """Name -> manifest of all runs, the latest last.
 
