@@ -167,7 +167,8 @@ def _describe_net(net: nn.Module) -> dict[str, Any]:
     """Structure, weights and buffers, and of every module its class and what plain attributes (a factor, an activation) it has."""
     usual = vars(nn.Module())
     own = {name: {k: v for k, v in vars(m).items() if k not in usual and _is_plain(v)} for name, m in net.named_modules()}
-    sources = sorted({(_name(type(m)), source_digest(type(m))) for m in net.modules()})
+    classes: set[Any] = {type(m) for m in net.modules()}
+    sources = sorted((_name(c), source_digest(c)) for c in classes)
     tensors = {**dict(net.named_buffers()), **net.state_dict()}
     made = {"class": _name(type(net)), "source": digest(canonical(sources)), "own": digest(canonical(describe(own)))}
     return made | {"structure": digest(repr(net)), "weights": digest(tensors)}
@@ -216,6 +217,7 @@ def digest(value: str | bytes | Tensor | np.ndarray | Mapping[str, Tensor]) -> s
     return found.hexdigest()
 
 
+@cache  # looking a class up in its file takes a while
 def source_digest(thing: object) -> str:
     """A hash of source code: of the whole module for the kit's own, else of the class or function; comments and docstrings do not count."""
     module = thing if inspect.ismodule(thing) else sys.modules.get(getattr(thing, "__module__", ""))
@@ -227,13 +229,8 @@ def source_digest(thing: object) -> str:
     try:
         return _code_digest(inspect.getsource(thing))  # type: ignore[arg-type]
     except (OSError, TypeError):
-        return _unknown(thing)
-
-
-@cache
-def _unknown(thing: object) -> str:
-    """Code that cannot be read (typed at a Python prompt) equals nothing but itself, so its results are never taken for another's."""
-    return f"unknown-{uuid.uuid4().hex}"
+        # Typed at a Python prompt: equals nothing but itself, so its results are never taken for another's.
+        return f"unknown-{uuid.uuid4().hex}"
 
 
 @cache

@@ -37,7 +37,7 @@ from salkit.store import SHARD, Store
 
 # One process imports everything once; every run is a fork of it, so that kills fall on work and not on imports.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["salkit.__main__", "pytest", "pytorchcv.models.resnet_cifar"])
+FORKS.set_forkserver_preload(["salkit.__main__", "pytest", "pytorchcv.models.resnet_cifar", "dask.array"])
 COMMAND = "evaluate learned_mask --n 2 --points 4 --device cpu --labels 0,3,5,7 --set scale=1".split()
 COMMAND += "--set n_steps=2 --set n_distractors=2 --set internal_batch_size=4".split()
 LIMIT = 120
@@ -55,13 +55,13 @@ def long(*values):
     return pytest.param(*values, marks=pytest.mark.faults)
 
 
-def methods_run(store: Path, n_steps: int) -> None:
+def methods_run(store: Path, n: int, n_steps: int) -> None:
     """All three phases: maps of a method that learns, curves of three methods, crops."""
     images = load_images("cifar10-samples", n=6)
     ours = get_method("learned_mask", n_steps=n_steps, n_distractors=2, internal_batch_size=8)
     methods = {"ours": ours, "gradient": get_method("gradient_x_input"), "random": get_method("random")}
     settings = {"distractors": images, "held_out": images.images[4:], "n_steps": 7, "images_per_batch": 1, "show_progress": False}
-    evaluate(load_classifier("cifar10-resnet20"), images.sample(4), methods, store=store, **settings)
+    evaluate(load_classifier("cifar10-resnet20"), images.sample(n), methods, store=store, **settings)
 
 
 def command(store: Path, *more: str) -> None:
@@ -85,9 +85,9 @@ def _in_a_process(log, started, together, prepare, function, *arguments) -> None
     Store.write = logged
     for act in prepare:
         act[0](*act[1:])
+    started.set()
     if together is not None:
         together.wait(LIMIT)
-    started.set()
     try:
         function(*arguments)
     except Exception:
@@ -101,8 +101,7 @@ def start(store, function=command, *arguments, prepare=(), together=None):
     given = (log_of(store), started, together, prepare, function, store, *arguments)
     process = FORKS.Process(target=_in_a_process, args=given, daemon=True)
     process.start()
-    if together is None:
-        assert started.wait(LIMIT), log_of(store).read_text()
+    assert started.wait(LIMIT), log_of(store).read_text()
     return process
 
 
@@ -226,18 +225,18 @@ def computed(store):
     return kept
 
 
-@pytest.mark.parametrize(("kills", "n_steps", "window"), [(3, 2, 0.8), long(50, 20, 1.5)])
-def test_killed_runs_go_on_where_they_were(tmp_path, kills, n_steps, window):
+@pytest.mark.parametrize(("kills", "size", "window"), [(3, (1, 2), 0.4), long(50, (4, 20), 1.5)])
+def test_killed_runs_go_on_where_they_were(tmp_path, kills, size, window):
     chance = random.Random(0)
-    code, said = run(tmp_path / "whole", methods_run, n_steps)
+    code, said = run(tmp_path / "whole", methods_run, *size)
     assert code == 0, said
-    assert "kept" not in run(tmp_path / "whole", methods_run, n_steps)[1]
+    assert "kept" not in run(tmp_path / "whole", methods_run, *size)[1]
     count = Counter()
     with watched(tmp_path) as watcher:
         while count["kills"] < kills:
             store, code = tmp_path / f"run{count['runs']}", None
             while code != 0:
-                code = resume(store, methods_run, n_steps, after=chance.uniform(0, window) if count["kills"] < kills else None)
+                code = resume(store, methods_run, *size, after=chance.uniform(0, window) if count["kills"] < kills else None)
                 assert code in (0, -signal.SIGKILL), log_of(store).read_text()
                 count["kills"] += code != 0
                 count["in a shard"] += code != 0 and bool(list(store.rglob("*.lock")))
@@ -266,7 +265,7 @@ def kill_at(folder, number) -> None:
     sys.addaudithook(hook)
 
 
-@pytest.mark.parametrize("moments", [(4, 11, 12), long(range(1, 1000))])
+@pytest.mark.parametrize("moments", [(9, 16), long(range(1, 1000))])
 def test_killed_before_any_change_of_a_file(whole, store, moments):
     tried = 0
     for moment in moments:
@@ -549,9 +548,10 @@ def test_clocks_that_jump(whole, store, years):
 def test_runs_that_race_share_the_work(whole, tmp_path, rounds, runs):
     for each in range(rounds):
         store = tmp_path / f"store{each}"
-        together = FORKS.Barrier(runs)
+        together = FORKS.Event()
         with watched(tmp_path):
             racing = [start(store, together=together) for _ in range(runs)]
+            together.set()
             codes = [finish(process) for process in racing]
         assert codes == [0] * runs, log_of(store).read_text()
         assert len(computed(store)) == len(shards(whole))
