@@ -68,7 +68,7 @@ def command(store: Path, *more: str) -> None:
     app([*COMMAND, "--store", str(store), *more])
 
 
-def _in_a_process(log, started, together, prepare, function, *arguments) -> None:
+def _in_a_process(log, line, waits, prepare, function, *arguments) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -85,9 +85,9 @@ def _in_a_process(log, started, together, prepare, function, *arguments) -> None
     Store.write = logged
     for act in prepare:
         act[0](*act[1:])
-    started.set()
-    if together is not None:
-        together.wait(LIMIT)
+    line.send("started")
+    if waits:
+        line.recv()
     try:
         function(*arguments)
     except Exception:
@@ -95,13 +95,19 @@ def _in_a_process(log, started, together, prepare, function, *arguments) -> None
         os._exit(70)
 
 
-def start(store, function=command, *arguments, prepare=(), together=None):
-    """A run in a process of its own that has begun; what it says goes to a file beside the store."""
-    started = FORKS.Event()
-    given = (log_of(store), started, together, prepare, function, store, *arguments)
+def start(store, function=command, *arguments, prepare=(), log=None, waiting=None):
+    """A run in a process of its own that has begun; what it says goes to a file beside the store.
+
+    Where there is a list `waiting`, it waits for a word over the connection that is put there.
+    """
+    ours, theirs = FORKS.Pipe()
+    given = (log or log_of(store), theirs, waiting is not None, prepare, function, store, *arguments)
     process = FORKS.Process(target=_in_a_process, args=given, daemon=True)
     process.start()
-    assert started.wait(LIMIT), log_of(store).read_text()
+    assert ours.poll(LIMIT)
+    assert ours.recv() == "started"
+    if waiting is not None:
+        waiting.append(ours)
     return process
 
 
@@ -188,7 +194,7 @@ def watched(folder):
     found, stop = {"checked": 0, "faults": []}, threading.Event()
 
     def watch():
-        while not stop.wait(0.01):
+        while not stop.wait(0.02):
             for path in [*folder.rglob("*.safetensors"), *folder.rglob("*.json")]:
                 found["checked"] += 1
                 if fault := faulty_file(path):
@@ -379,10 +385,7 @@ def run_beside(folder, store):
     """A run whose words go elsewhere than to the disk that is full."""
     log = folder / "said.log"
     log.unlink(missing_ok=True)
-    started = FORKS.Event()
-    process = FORKS.Process(target=_in_a_process, args=(log, started, None, (), command, store), daemon=True)
-    process.start()
-    return finish(process), log.read_text()
+    return finish(start(store, log=log)), log.read_text()
 
 
 def test_a_disk_that_turns_read_only(whole, tmp_path):
@@ -548,10 +551,11 @@ def test_clocks_that_jump(whole, store, years):
 def test_runs_that_race_share_the_work(whole, tmp_path, rounds, runs):
     for each in range(rounds):
         store = tmp_path / f"store{each}"
-        together = FORKS.Event()
+        waiting = []
         with watched(tmp_path):
-            racing = [start(store, together=together) for _ in range(runs)]
-            together.set()
+            racing = [start(store, waiting=waiting) for _ in range(runs)]
+            for line in waiting:
+                line.send("go")
             codes = [finish(process) for process in racing]
         assert codes == [0] * runs, log_of(store).read_text()
         assert len(computed(store)) == len(shards(whole))
@@ -568,7 +572,7 @@ def test_a_run_waits_for_what_another_is_at_and_takes_over_when_it_dies(whole, s
     lock = FileLock(path.with_name(f"{path.name[:17]}.lock"))
     with lock:
         process = start(store)
-        process.join(1.5)
+        process.join(0.8)
         assert process.is_alive()
         assert path not in shards(store)
     assert finish(process) == 0
