@@ -249,6 +249,16 @@ def test_a_classifier_is_its_net_labels_and_scope():
     assert described[1] == canonical(describe_classifier(Classifier(net, [0, 1])))
 
 
+def test_a_net_is_the_same_on_every_device():
+    made = Classifier(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, dilation=2)))
+    first = describe(made.net)
+    assert made.net[0].dilation == (2, 2)
+    made.net[0].dilation = (1, 1)  # as on a GPU
+    assert describe(made.net) == first
+    made.net[1].dilation = (1, 1)
+    assert describe(made.net) != first
+
+
 def test_paths_go_by_what_the_file_holds(tmp_path):
     path = tmp_path / "masker.bin"
     missing = describe(path)

@@ -26,6 +26,7 @@ import pytest
 import torch
 import xarray as xr
 from filelock import FileLock
+from tqdm import tqdm
 
 from salkit.__main__ import app
 from salkit.data import load_images
@@ -74,6 +75,7 @@ def _in_a_process(log, line, waits, prepare, function, *arguments) -> None:
     os.dup2(handle, 2)
     os.environ |= {"TQDM_DISABLE": "1", "COLUMNS": "1000"}
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process would leave behind
     warnings.simplefilter("always")
     write = Store.write
 
