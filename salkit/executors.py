@@ -18,7 +18,7 @@ from salkit.checks import check_integer
 from salkit.data import progress_bar
 from salkit.models import resolve_device
 from salkit.passes import largest_pass
-from salkit.store import Store, StoreError
+from salkit.store import MissingRows, Store, StoreError
 from salkit.tasks import Part, Source
 
 ROUNDS = 3
@@ -178,10 +178,9 @@ def compute_shard(part: Part, source: Source, store: Store, start: int, stop: in
 def _attempt(part: Part, source: Source, store: Store, start: int, stop: int, strict: bool) -> list[Failure]:
     try:
         arrays = part.task(source, store, start, stop)
-    except StoreError:
-        raise
     except Exception as error:
-        if strict:
+        # The maps of some rows may have failed; a store that cannot be written to fails all of them.
+        if strict or (isinstance(error, StoreError) and not isinstance(error, MissingRows)):
             raise
         if stop - start == 1:
             where = traceback.extract_tb(error.__traceback__)[-1]

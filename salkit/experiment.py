@@ -6,13 +6,16 @@ import ast
 import hashlib
 import inspect
 import json
+import re
 import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -111,8 +114,8 @@ def describe_classifier(classifier: Classifier) -> dict[str, Any]:
 def describe(value: Any) -> Any:
     """A JSON-able description that changes whenever the value would give other numbers.
 
-    Dataclasses (methods, too) by class, source and fields, nets and tensors by their hashes, functions and other objects by their source
-    and attributes, paths by what the file holds.
+    Dataclasses (methods, too) by class, source and fields, nets and tensors by their hashes, functions by their source and what they hold
+    (not by the names of their module that they look up), other objects by source and attributes, paths by what the file holds.
 
     Raises:
         ValueError: something without attributes that could be described.
@@ -121,9 +124,24 @@ def describe(value: Any) -> Any:
         >>> describe({"tv": (0.1, 1)})
         {'tv': [0.1, 1]}
     """
+    above = _above.get()
+    if any(value is each for each in above):
+        return {"again": _name(type(value))}
+    token = _above.set((*above, value))
+    try:
+        return _describe(value)
+    finally:
+        _above.reset(token)
+
+
+_above: ContextVar[tuple[Any, ...]] = ContextVar("above", default=())
+"""What is being described, so that something that holds itself comes to an end."""
+
+
+def _describe(value: Any) -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    if isinstance(value, (np.integer, np.floating)):
+    if isinstance(value, (np.bool_, np.integer, np.floating)):
         return value.item()
     if isinstance(value, Mapping):
         return {str(k): describe(v) for k, v in value.items()}
@@ -134,15 +152,55 @@ def describe(value: Any) -> Any:
     if isinstance(value, Path):
         return {"file": value.name, "holds": digest(value.read_bytes()) if value.is_file() else "missing"}
     if isinstance(value, nn.Module):
-        made = {"class": _name(type(value)), "source": source_digest(type(value))}
-        return made | {"structure": digest(repr(value)), "weights": digest(value.state_dict())}
-    if isinstance(value, type) or inspect.isroutine(value):
-        return {"function": _name(value), "source": source_digest(value)}
+        return _describe_net(value)
+    if isinstance(value, partial):
+        return {"partial": describe(value.func), "holds": describe([value.args, value.keywords])}
+    if isinstance(value, (type, ModuleType)) or inspect.isroutine(value):
+        return {"function": _name(value), "source": source_digest(value), "holds": describe(_held(value))}
     named = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else _attributes(value)
     if isinstance(value, MaskerMethod) and isinstance(value.masker, (str, Path)):
         named["masker"] = masker_path(value.masker)
     settings = {name: describe(v) for name, v in named.items() if name not in NEUTRAL}
     return {"class": _name(type(value)), "source": [source_digest(c) for c in type(value).__mro__ if c is not object], **settings}
+
+
+def _describe_net(net: nn.Module) -> dict[str, Any]:
+    """Structure, weights and buffers, and of every module its class and what plain attributes (a factor, an activation) it has."""
+    usual = vars(nn.Module())
+    own = {name: {k: v for k, v in vars(m).items() if k not in usual and _is_plain(v)} for name, m in net.named_modules()}
+    # What the dilation of one pixel is depends on the device (see `round_alike`) and changes nothing.
+    structure = re.sub(r"(kernel_size=\(1, 1\).*), dilation=\(2, 2\)", r"\1", repr(net))
+    for plain in own.values():
+        if plain.get("kernel_size") == (1, 1):
+            plain.pop("dilation", None)
+    classes: set[Any] = {type(m) for m in net.modules()}
+    sources = sorted((_name(c), source_digest(c)) for c in classes)
+    tensors = {**dict(net.named_buffers()), **net.state_dict()}
+    made = {"class": _name(type(net)), "source": digest(canonical(sources)), "own": digest(canonical(describe(own)))}
+    return made | {"structure": digest(structure), "weights": digest(tensors)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, bool, int, float, FunctionType))
+
+
+def _held(function: object) -> list[Any]:
+    """What a function uses besides its arguments and names of its module: the object it belongs to, variables around it, defaults."""
+    owner = getattr(function, "__self__", None)
+    held = [] if owner is None or isinstance(owner, (type, ModuleType)) else [owner]
+    plain = getattr(function, "__func__", function)
+    if not isinstance(plain, FunctionType):
+        return held
+    held += [cell.cell_contents for cell in plain.__closure__ or ()] + [plain.__defaults__, plain.__kwdefaults__]
+    # Of several lambdas in one line the source is the same.
+    return [*held, _bytecode(plain.__code__)] if plain.__name__ == "<lambda>" else held
+
+
+def _bytecode(code: CodeType) -> list[Any]:
+    constants = [_bytecode(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return [code.co_code.hex(), code.co_names, code.co_varnames, constants]
 
 
 def canonical(value: Any) -> str:
@@ -165,6 +223,7 @@ def digest(value: str | bytes | Tensor | np.ndarray | Mapping[str, Tensor]) -> s
     return found.hexdigest()
 
 
+@cache  # looking a class up in its file takes a while
 def source_digest(thing: object) -> str:
     """A hash of source code: of the whole module for the kit's own, else of the class or function; comments and docstrings do not count."""
     module = thing if inspect.ismodule(thing) else sys.modules.get(getattr(thing, "__module__", ""))
@@ -176,13 +235,8 @@ def source_digest(thing: object) -> str:
     try:
         return _code_digest(inspect.getsource(thing))  # type: ignore[arg-type]
     except (OSError, TypeError):
-        return _unknown(thing)
-
-
-@cache
-def _unknown(thing: object) -> str:
-    """Code that cannot be read (typed at a Python prompt) equals nothing but itself, so its results are never taken for another's."""
-    return f"unknown-{uuid.uuid4().hex}"
+        # Typed at a Python prompt: equals nothing but itself, so its results are never taken for another's.
+        return f"unknown-{uuid.uuid4().hex}"
 
 
 @cache
@@ -198,7 +252,7 @@ def _code_digest(source: str) -> str:
 
 
 def _name(thing: type | Any) -> str:
-    return f"{thing.__module__}.{thing.__qualname__}"
+    return f"{thing.__module__}.{thing.__qualname__}" if hasattr(thing, "__qualname__") else thing.__name__
 
 
 def _attributes(value: object) -> dict[str, Any]:

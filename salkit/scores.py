@@ -165,13 +165,15 @@ def _capped_ratio(above: Tensor, below: Tensor, eps: float) -> Tensor: ...
 @overload
 def _capped_ratio(above: xr.DataArray, below: xr.DataArray, eps: float) -> xr.DataArray: ...
 def _capped_ratio(above: Scores, below: Scores, eps: float) -> Scores:
-    """`min(max(above, eps) / below, 1)` without ever dividing by 0: where it is capped nothing is divided."""
+    """`min(max(above, eps) / below, 1)` without ever dividing by 0: where it is capped nothing is divided. NaN stays NaN."""
     check_number("eps", eps, 0, 1)
     if isinstance(above, xr.DataArray):
         lifted = above.clip(min=eps)
-        return xr.where(lifted >= below, 1.0, lifted / below.where(lifted < below, 1.0)).astype(above.dtype)
+        capped = lifted >= below
+        return xr.where(capped, 1.0, lifted / below.where(~capped, 1.0)).astype(above.dtype)
     lifted = above.clamp(min=eps)
-    return torch.where(lifted >= below, 1.0, lifted / torch.where(lifted < below, below, 1.0))
+    capped = lifted >= below
+    return torch.where(capped, 1.0, lifted / torch.where(capped, 1.0, below))
 
 
 def _check_scores(auc: Scores, prob: Scores) -> tuple[Scores, Scores]:

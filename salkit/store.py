@@ -36,6 +36,10 @@ class StoreError(RuntimeError):
     """Results cannot be kept or read; the message says where and why, and what to do."""
 
 
+class MissingRows(StoreError):
+    """Rows that are wanted are not there, because they could not be computed or were damaged since."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """Rows `start` to `stop` (exclusive) of an experiment, in a file."""
@@ -139,12 +143,15 @@ class Store:
 
         Raises:
             StoreError: the disk is full or cannot be written; nothing is left behind.
+            ValueError: an array has another number of rows.
         """
         packed, types = {}, {}
         for name, array in arrays.items():
+            if array.shape[:1] != (stop - start,):
+                raise ValueError(f"{name}: expected {stop - start} rows, got an array of shape {array.shape}")
             if array.dtype.kind == "U":  # the format has no text: code points
                 types[name] = array.dtype.str
-                array = np.ascontiguousarray(array).view(np.uint32).reshape(*array.shape, -1)
+                array = np.ascontiguousarray(array).view(np.uint32).reshape(*array.shape, array.dtype.itemsize // 4)
             packed[name] = np.ascontiguousarray(array)
         header = {"key": key, "rows": [start, stop], "text": types, "host": socket.gethostname()} | dict(about or {})
         data = save(packed, {"salkit": canonical(header)})
@@ -156,12 +163,12 @@ class Store:
         """Arrays of the rows `start` to `stop` of an experiment.
 
         Raises:
-            StoreError: some of the rows are missing.
+            MissingRows: some of them.
         """
         stop = self.experiment(key).rows if stop is None else stop
         arrays, there = self.read_partly(key, start, stop)
         if not there.all():
-            raise StoreError(f"{self.folder / key}: expected rows {start} to {stop}, got {int(there.sum())} of them")
+            raise MissingRows(f"{self.folder / key}: expected rows {start} to {stop}, got {int(there.sum())} of them")
         return arrays
 
     def read_partly(self, key: str, start: int, stop: int) -> tuple[Arrays, np.ndarray]:
@@ -220,15 +227,16 @@ class Store:
         """Name -> manifest of all runs, the latest last.
 
         Raises:
-            StoreError: one that was changed.
+            StoreError: one cannot be read.
         """
         found = {}
-        for path in sorted((self.folder / "runs").glob("*.json"), key=lambda p: p.stat().st_mtime):
+        for path in sorted((self.folder / "runs").glob("*.json"), key=_changed):
             try:
                 found[path.stem] = json.loads(path.read_text())
-                found[path.stem]["experiments"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise StoreError(f"{path}: expected a run's manifest, got {error!r}; delete it, the same command writes it anew") from error
+                if not isinstance(found[path.stem]["experiments"], list):
+                    raise TypeError("experiments: expected a list")
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                raise StoreError(f"{path} is not what it should be ({error!r}); delete it, and run the same command again") from error
         return found
 
     def keys(self) -> list[str]:
@@ -246,8 +254,9 @@ class Store:
             left = {e.title: sum(b - a for a, b in self.missing(e)) for e in experiments}
             rows, files = sum(e.rows for e in experiments), [p for e in experiments for p in (self.folder / e.key).iterdir()]
             missing = [f"{title.rpartition(', ')[2]} {n}" for title, n in left.items() if n]
-            changed = max((p.stat().st_mtime for p in files), default=0.0)
-            states.append(RunState(name, rows, rows - sum(left.values()), missing, sum(p.stat().st_size for p in files), changed))
+            stats = [found for p in files if (found := _stat(p))]
+            changed = max((found.st_mtime for found in stats), default=0.0)
+            states.append(RunState(name, rows, rows - sum(left.values()), missing, sum(found.st_size for found in stats), changed))
         return states
 
     def prune(self, *, drop: Sequence[str] = (), dry_run: bool = False) -> list[Path]:
@@ -269,9 +278,9 @@ class Store:
                 raise ValueError(f"drop: expected the beginning of one of {list(runs)}, got {name!r}")
         doomed = [self.folder / "runs" / f"{full}.json" for full in runs if full.startswith(tuple(drop))] if drop else []
         needed = {key for full, run in runs.items() for key in run["experiments"] if not (drop and full.startswith(tuple(drop)))}
-        for folder in (p for p in self.folder.iterdir() if p.is_dir() and p.name != "runs"):
-            left_over = (p for p in folder.iterdir() if p.suffix in (".part", ".damaged"))
-            doomed += [folder] if folder.name not in needed else left_over
+        for folder in (p for p in self.folder.iterdir() if p.is_dir()):
+            left_over = (p for p in folder.iterdir() if p.suffix in (".part", ".damaged", ".lock"))
+            doomed += left_over if folder.name in needed | {"runs"} else [folder]
         if not dry_run:
             for path in doomed:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -338,6 +347,19 @@ def _header(data: bytes) -> dict[str, Any]:
         return dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["salkit"]))
     except (ValueError, KeyError, TypeError, SafetensorError):
         return {}
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """None where another process has just renamed or removed it."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _changed(path: Path) -> float:
+    found = _stat(path)
+    return found.st_mtime if found else 0.0
 
 
 def _flush_folder(folder: Path) -> None:
