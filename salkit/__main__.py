@@ -16,7 +16,7 @@ from rich.table import Table
 from salkit import checkpoints, compare, costs, masker_training, models, reproduce, tables, training
 from salkit.data import data_dir, load_distractors, load_images, open_images
 from salkit.evaluation import evaluate, open_results
-from salkit.executors import ShardError
+from salkit.executors import ShardError, WorkerError
 from salkit.methods import METHODS, get_method
 from salkit.methods.masker import save_masker
 from salkit.scores import PROTOCOLS
@@ -355,7 +355,7 @@ class _errors:
         if isinstance(error, KeyboardInterrupt):
             Console(stderr=True).print("stopped. Finished shards are in the store; the same command goes on where it was.", style="yellow")
             raise typer.Exit(130)
-        if isinstance(error, (ValueError, TypeError, FileNotFoundError, ShardError, StoreError, reproduce.NotebookError)):
+        if isinstance(error, (ValueError, TypeError, FileNotFoundError, ShardError, StoreError, WorkerError, reproduce.NotebookError)):
             Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1)
 

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from salkit.data import data_dir
-from salkit.executors import check_executor, local_cluster
+from salkit.executors import check_executor
 from salkit.profiles import get_profile
 from salkit.report import clock, write_index
 
@@ -160,9 +160,11 @@ def _workers(executor: str, workers: int | None, console: Console) -> Iterator[d
     if executor != "dask":
         yield {} if executor == "serial" else {"executor": executor}
         return
+    from salkit.cluster import local_cluster
+
     with local_cluster(workers) as cluster:
-        console.print(f"{len(cluster.workers)} Dask workers at {cluster.scheduler_address}; dashboard: {cluster.dashboard_link}")
-        yield {"executor": cluster.scheduler_address}
+        console.print(str(cluster), soft_wrap=True)
+        yield {"executor": cluster.address}
 
 
 def _select(folder: Path, notebook: str | None) -> list[Path]:
