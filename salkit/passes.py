@@ -16,9 +16,9 @@ _T = TypeVar("_T")
 
 
 class _Limit:
-    """The most composites a pass in this process, and what the last answer was."""
+    """The most composites a pass since memory ran out in this process, what the last answer was, and whether the user knows."""
 
-    cap = int(os.environ.get("SALKIT_BATCH_SIZE", "0")) or None
+    cap: int | None = None
     last = 1
     said = False
 
@@ -29,14 +29,24 @@ def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: s
     On the device of the inputs, or on one of another type if that is given. Never more than the environment's `SALKIT_BATCH_SIZE`, or
     than memory turned out to hold.
 
+    Raises:
+        ValueError: `SALKIT_BATCH_SIZE` is no number.
+
     Example:
         >>> batch_size(torch.zeros(1, 3, 224, 224)), batch_size(torch.zeros(1, 3, 224, 224), 4)
         (8, 4)
     """
     budget, most = (410_000, 64) if (device or inputs.device.type) == "cpu" else (6_400_000, 400)
     chosen = internal_batch_size or min(most, budget // (inputs.shape[-2] * inputs.shape[-1]))
-    _Limit.last = max(1, min(chosen, _Limit.cap or chosen))
+    _Limit.last = max(1, min(chosen, _Limit.cap or chosen, _environment() or chosen))
     return _Limit.last
+
+
+def _environment() -> int | None:
+    text = os.environ.get("SALKIT_BATCH_SIZE")
+    if text and not (text.isdecimal() and int(text)):
+        raise ValueError(f"SALKIT_BATCH_SIZE: expected a number >= 1, got {text!r}")
+    return int(text) if text else None
 
 
 def pass_size(inputs: Tensor, composites: int = 1, internal_batch_size: int | None = None, device: str | None = None) -> int:
