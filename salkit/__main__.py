@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -354,6 +355,7 @@ class _errors:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt):
             Console(stderr=True).print("stopped. Finished shards are in the store; the same command goes on where it was.", style="yellow")
+            gc.freeze()  # the interpreter would look through a million objects for two seconds
             raise typer.Exit(130)
         if isinstance(error, (ValueError, TypeError, FileNotFoundError, ShardError, StoreError, WorkerError, reproduce.NotebookError)):
             Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -27,6 +27,9 @@ from salkit.tasks import Part, Source
 DEATHS = 3
 """How many workers may die over a row before it counts as failed."""
 
+ANSWER = 5
+"""Seconds in which a scheduler has to answer."""
+
 PATIENCE = 120
 """Seconds without any Dask worker after which a run gives up."""
 
@@ -195,9 +198,7 @@ def compute_shard(part: Part, source: Source, store: Store, start: int, stop: in
 def _attempt(part: Part, source: Source, store: Store, start: int, stop: int, strict: bool) -> list[Failure]:
     try:
         arrays = part.task(source, store, start, stop)
-    except StoreError:
-        raise
-    except Exception as error:
+    except Exception as error:  # also maps that are not in the store because they failed
         if strict:
             raise
         if stop - start == 1:
@@ -224,7 +225,7 @@ def _connect(executor: str, workers: int | None, show_progress: bool) -> Iterato
     from distributed import Client
 
     try:
-        client = Client(executor, timeout=10)
+        client = Client(executor, timeout=ANSWER)
     except (OSError, ValueError) as error:
         why = str(error).strip().partition("\n")[0]
         raise ValueError(f"executor: expected the address of a running Dask scheduler, got {executor!r} ({why})") from None

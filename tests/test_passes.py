@@ -99,7 +99,13 @@ def test_the_environment_caps_passes(monkeypatch):
     inputs = torch.zeros(1, 3, 32, 32)
     assert (batch_size(inputs), pass_size(inputs, 10)) == (64, 4)
     monkeypatch.setenv("SALKIT_BATCH_SIZE", "12")
-    assert (batch_size(inputs), batch_size(inputs, 100), batch_size(inputs, 5), pass_size(inputs, 10), pass_size(inputs)) == (12, 12, 5, 1, 8)
+    assert (batch_size(inputs), batch_size(inputs, 100), batch_size(inputs, 5), pass_size(inputs, 10), pass_size(inputs)) == (
+        12,
+        12,
+        5,
+        1,
+        8,
+    )
     monkeypatch.setenv("SALKIT_BATCH_SIZE", "many")
     with pytest.raises(ValueError, match="SALKIT_BATCH_SIZE: expected a number >= 1, got 'many'"):
         batch_size(inputs)
