@@ -194,7 +194,8 @@ def _execute(path: Path, output: Path, values: Mapping[str, Any], progress: _Pro
                 return cell_start(cell, cell_index, **more)
 
             nb_man.cell_start = start
-            return super().execute_managed_notebook(nb_man, kernel_name, **settings)
+            # Everything that lasts is on the disk; asked to end, an interrupted kernel would take its time and complain.
+            return super().execute_managed_notebook(nb_man, kernel_name, shutdown_kernel="immediate", **settings)
 
     papermill_engines.register("salkit", Engine)
     executed = output / "notebooks" / path.name
