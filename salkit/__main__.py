@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +18,7 @@ from salkit import checkpoints, compare, costs, masker_training, models, reprodu
 from salkit.checks import check_choice, check_out
 from salkit.data import data_dir, load_distractors, load_images, open_images
 from salkit.evaluation import evaluate, open_results
-from salkit.executors import ShardError
+from salkit.executors import ShardError, WorkerError
 from salkit.methods import METHODS, get_method
 from salkit.methods.masker import save_masker
 from salkit.scores import PROTOCOLS
@@ -373,8 +374,9 @@ class _errors:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt):
             Console(stderr=True).print("stopped. Finished shards are in the store; the same command goes on where it was.", style="yellow")
+            gc.freeze()  # the interpreter would look through a million objects for two seconds
             raise typer.Exit(130)
-        if isinstance(error, (ValueError, TypeError, OSError, ShardError, StoreError, reproduce.NotebookError)):
+        if isinstance(error, (ValueError, TypeError, OSError, ShardError, StoreError, WorkerError, reproduce.NotebookError)):
             Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from salkit.experiment import canonical
 from salkit.store import Store
@@ -20,7 +21,8 @@ SCORES = 1e-3
 def compare_stores(a: Store, b: Store) -> pd.DataFrame:
     """The largest difference of every array that both stores hold of the same experiment, whatever versions it was computed with.
 
-    Maps are compared as they are kept (masks as their logits' sigmoid), all others as numbers; NaN equals NaN.
+    Maps are compared as they are kept (masks as their logits' sigmoid), all others as numbers; NaN equals NaN. Of maps kept in float16 it
+    is the least difference that they can have had before: a step of float16 is up to 2.2e-4 of a mask, and rounding can make one of 1e-9.
 
     Returns:
         Columns `run` (title), `score` (name of the array), `rows` compared, `mean` and `largest` absolute difference; the largest first.
@@ -63,9 +65,19 @@ def _without_source(what: Any) -> Any:
 
 
 def _difference(a: np.ndarray, b: np.ndarray, what: Any) -> np.ndarray:
+    """How far apart the values are at least: kept in float16, those of neighbours may have been equal before they were rounded."""
     if a.dtype.kind == "U" or b.dtype.kind == "U":
         return (a != b).astype(float)
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    if str(what.get("method", {})).find("LearnedMask") >= 0 and a.dtype == np.float16:
-        x, y = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(-y))
-    return np.where(np.isnan(x) & np.isnan(y), 0.0, np.nan_to_num(np.abs(x - y), nan=np.inf))
+    as_mask = "LearnedMask" in str(what.get("method", {})) and a.dtype == np.float16
+    (low_a, high_a), (low_b, high_b) = (_limits(values, as_mask) for values in (a, b))
+    with np.errstate(invalid="ignore"):  # infinities
+        apart = np.maximum(0, np.maximum(low_a - high_b, low_b - high_a))
+    return np.where(np.isnan(a) & np.isnan(b) | (a == b), 0.0, np.nan_to_num(apart, nan=np.inf))
+
+
+def _limits(values: np.ndarray, as_mask: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Between what the values were before they were rounded to float16; those of other types as they are. Masks from their logits."""
+    wide = values.astype(np.float64)
+    half = np.abs(np.spacing(values)).astype(np.float64) / 2 if values.dtype == np.float16 else 0.0
+    low, high = wide - half, wide + half
+    return (expit(low), expit(high)) if as_mask else (low, high)

@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 
 class _Limit:
-    """The most composites a pass that memory held in this process, and what the last answer was."""
+    """The most composites a pass since memory ran out in this process, what the last answer was, and whether the user knows."""
 
     cap: int | None = None
     last = 1
@@ -42,6 +42,9 @@ def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: s
 
     On the device of the inputs, or on one of another type if that is given. Never more than the environment's `SALKIT_BATCH_SIZE`, or
     than memory turned out to hold.
+
+    Raises:
+        ValueError: `SALKIT_BATCH_SIZE` is no number.
 
     Example:
         >>> batch_size(torch.zeros(1, 3, 224, 224)), batch_size(torch.zeros(1, 3, 224, 224), 4)

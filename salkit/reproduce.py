@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from salkit.data import data_dir
-from salkit.executors import check_executor, local_cluster
+from salkit.executors import check_executor
 from salkit.profiles import get_profile
 from salkit.report import clock, write_index
 
@@ -160,9 +160,11 @@ def _workers(executor: str, workers: int | None, console: Console) -> Iterator[d
     if executor != "dask":
         yield {} if executor == "serial" else {"executor": executor}
         return
+    from salkit.cluster import local_cluster
+
     with local_cluster(workers) as cluster:
-        console.print(f"{len(cluster.workers)} Dask workers at {cluster.scheduler_address}; dashboard: {cluster.dashboard_link}")
-        yield {"executor": cluster.scheduler_address}
+        console.print(str(cluster), soft_wrap=True)
+        yield {"executor": cluster.address}
 
 
 def _select(folder: Path, notebook: str | None) -> list[Path]:
@@ -192,7 +194,8 @@ def _execute(path: Path, output: Path, values: Mapping[str, Any], progress: _Pro
                 return cell_start(cell, cell_index, **more)
 
             nb_man.cell_start = start
-            return super().execute_managed_notebook(nb_man, kernel_name, **settings)
+            # Everything that lasts is on the disk; asked to end, an interrupted kernel would take its time and complain.
+            return super().execute_managed_notebook(nb_man, kernel_name, shutdown_kernel="immediate", **settings)
 
     papermill_engines.register("salkit", Engine)
     executed = output / "notebooks" / path.name

@@ -236,7 +236,7 @@ class Store:
                 if not isinstance(found[path.stem]["experiments"], list):
                     raise TypeError("experiments: expected a list")
             except (OSError, ValueError, TypeError, KeyError) as error:
-                raise StoreError(f"{path} is not what it should be ({error!r}); delete it, and run the same command again") from error
+                raise StoreError(f"{path}: expected a run's manifest, got {error!r}; delete it, and run the same command again") from error
         return found
 
     def keys(self) -> list[str]:

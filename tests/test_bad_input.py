@@ -758,7 +758,7 @@ TABLE = [
         r"manifest\.json .*manifest: expected the description of table-\w+, got one that hashes to table-",
         StoreError,
     ),
-    row("changed manifest of a run", changed_run, r"table1-1\.json is not what it should be", StoreError),
+    row("changed manifest of a run", changed_run, r"table1-1\.json: expected a run's manifest, got JSONDecodeError", StoreError),
     row(
         "no such run",
         lambda k: open_results(k.folder, "table1"),

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch import nn
+
+from salkit.kernels import EvenLinear, round_alike
+from salkit.models import Classifier, load_classifier
+
+SIZES = (2, 3, 4, 8, 10, 16)
+
+
+def small_net():
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 96, 1), nn.ReLU(), nn.Conv2d(96, 40, 1, stride=2)]
+    return Classifier(nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(160, 48), nn.ReLU(), nn.Linear(48, 10)))
+
+
+def computed(classifier, images, size, threads):
+    """Logits and input gradients in passes of one size, the last filled up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = []
+        for chunk in torch.arange(len(images)).split(size):
+            inputs = images[torch.cat([chunk, chunk[:1].expand(size - len(chunk))])].requires_grad_()
+            logits = classifier.logits(inputs)
+            (gradient,) = torch.autograd.grad(logits[:, 1].sum() - logits[:, 2].sum(), inputs)
+            found.append((logits.detach()[: len(chunk)], gradient[: len(chunk)]))
+    finally:
+        torch.set_num_threads(before)
+    return [torch.cat(values) for values in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("net", "side", "sizes"),
+    # Passes of three on two threads are the exception: a gradient of ResNet-20 then differs by 3e-8.
+    [("small", 32, SIZES), ("small", 20, SIZES), ("cifar10-resnet20", 32, (2, 4, 8, 10, 16)), ("efficientnet-lite0", 224, (2, 3, 10))],
+)
+def test_an_image_is_rounded_alike_in_passes_of_every_size_and_by_one_or_two_threads(net, side, sizes):
+    classifier = small_net() if net == "small" else load_classifier(net)
+    n = 2 if side == 224 else 10
+    images = torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(0))
+    expected = computed(classifier, images, sizes[0], 1)
+    for size in sizes:
+        for threads in (1, 2):
+            for name, one, other in zip(("logits", "gradient"), expected, computed(classifier, images, size, threads), strict=True):
+                assert torch.equal(one, other), f"{name}: passes of {size}, {threads} threads"
+
+
+def test_filled_up_linear_layers_compute_what_plain_ones_do():
+    plain = nn.Linear(7, 5)
+    net = nn.Sequential(nn.Linear(7, 5))
+    net[0].load_state_dict(plain.state_dict())
+    round_alike(net)
+    assert type(net[0]) is EvenLinear
+    for shape in ((3, 7), (4, 7), (2, 3, 7)):
+        inputs = torch.randn(shape)
+        torch.testing.assert_close(net(inputs), plain(inputs))
+
+
+def test_only_plain_linear_layers_and_1x1_convolutions_are_touched():
+    class Own(nn.Linear):
+        pass
+
+    net = nn.Sequential(Own(3, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 1))
+    round_alike(net)
+    assert type(net[0]) is Own
+    assert [conv.dilation for conv in net[1:]] == [(1, 1), (1, 1), (2, 2)]
