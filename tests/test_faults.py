@@ -520,7 +520,7 @@ def test_a_damaged_manifest_of_a_run_is_named_and_written_again(whole, store):
     cut(manifest)
     log_of(store).unlink(missing_ok=True)
     code = finish(start(store, runs_command))
-    assert_refused(code, log_of(store).read_text(), f"{re.escape(str(manifest))} is not what it should be")
+    assert_refused(code, log_of(store).read_text(), f"{re.escape(str(manifest))}: expected a run")
     assert_recovers(store, whole)
 
 

@@ -449,6 +449,6 @@ def test_a_damaged_manifest_of_a_run_is_named_and_nothing_is_pruned(two_runs, te
     (store.folder / "runs" / "a-2.json").write_text(text)
     before = files(store.folder)
     for act in (store.runs, store.overview, store.prune):
-        with pytest.raises(StoreError, match=r"a-2.json is not what it should be .*delete it, and run the same command again"):
+        with pytest.raises(StoreError, match=r"a-2.json: expected a run's manifest.*delete it, and run the same command again"):
             act()
     assert files(store.folder) == before
