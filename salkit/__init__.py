@@ -7,6 +7,7 @@ from salkit.data import ImageSet, load_images
 from salkit.evaluation import evaluate
 from salkit.methods import METHODS, LearnedMask, get_method, same_map_for_all_labels
 from salkit.models import Classifier, load_classifier
+from salkit.results import open_results, rescore
 from salkit.scores import PROTOCOLS, Protocol, completeness, soundness, worst_case
 
 __version__ = version("salkit")
@@ -26,6 +27,8 @@ __all__ = [
     "insertion_curve",
     "load_classifier",
     "load_images",
+    "open_results",
+    "rescore",
     "same_map_for_all_labels",
     "soundness",
     "worst_case",

@@ -17,10 +17,11 @@ from rich.table import Table
 from salkit import checkpoints, compare, costs, masker_training, models, reproduce, tables, training
 from salkit.checks import check_choice, check_out
 from salkit.data import data_dir, load_distractors, load_images, open_images
-from salkit.evaluation import evaluate, open_results
+from salkit.evaluation import evaluate
 from salkit.executors import ShardError, WorkerError
 from salkit.methods import METHODS, get_method
 from salkit.methods.masker import save_masker
+from salkit.results import open_results
 from salkit.scores import PROTOCOLS
 from salkit.store import Store as ResultStore
 from salkit.store import StoreError

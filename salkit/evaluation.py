@@ -1,12 +1,12 @@
-"""`evaluate`: run methods over all (image, label) pairs and score them; `open_results`: what a store holds of that."""
+"""`evaluate`: run methods over all (image, label) pairs and score them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from salkit import masking
 from salkit.checks import check_choice, check_images, check_integer, check_number
-from salkit.curves import AucRule, auc, kept_counts
+from salkit.curves import kept_counts
 from salkit.data import ImageSet
 from salkit.executors import Engine, open_engine, raise_failures
 from salkit.experiment import canonical, digest
@@ -23,10 +23,12 @@ from salkit.methods import SaliencyMethod, get_method, same_map_for_all_labels
 from salkit.methods.base import check_classifier, check_indices, check_method, check_precision
 from salkit.methods.masker import MaskerMethod
 from salkit.models import Classifier, resolve_device
-from salkit.saliency_metric import ALPHAS, BoxRule, best_alpha
-from salkit.scores import PROTOCOLS, Protocol, completeness, soundness
-from salkit.store import Store, StoreError
-from salkit.tasks import Labels, Part, PartMaker, Source, as_heatmaps, maps_are_kept
+from salkit.planning import PartMaker, Plan, plan_method
+from salkit.results import PHASES, assemble, find_protocol
+from salkit.saliency_metric import ALPHAS
+from salkit.scores import Protocol
+from salkit.store import Store
+from salkit.tasks import Labels, Source, as_heatmaps
 
 
 def evaluate(
@@ -118,7 +120,7 @@ def evaluate(
         every = _probabilities(maker, sources, engine)
         targets = torch.arange(every.shape[1]).expand(len(ids), -1) if targets is None else targets
         best = every.gather(1, targets).argmax(1)
-        plans = [_plan(maker, title, method, targets, best, every, keep_heatmaps, curve) for title, method in chosen.items()]
+        plans = [plan_method(maker, title, method, targets, best, every, keep_heatmaps, curve) for title, method in chosen.items()]
         if other is not None:
             sources.append(Source(classifier, *other, device, images_per_batch))
             _plan_held_out(PartMaker(f"{name}_held_out", sources[1], seed, 1), sources, plans, engine)
@@ -140,7 +142,7 @@ def evaluate(
             parts = [part for plan in plans for part in plan.parts(phase)]
             failures += engine.run(parts, sources, desc=phase)
         raise_failures(failures, engine.store)
-        result = _assemble(engine.store, run | {"methods": [plan.keys() for plan in plans]})
+        result = assemble(engine.store, run | {"methods": [plan.keys() for plan in plans]})
         if not keep_curves:
             result = result.drop_vars(["insertion_curve", "kept"])
         if keep_heatmaps:
@@ -150,83 +152,7 @@ def evaluate(
     return result
 
 
-def open_results(store: str | Path | Store, name: str = "evaluation") -> xr.Dataset:
-    """What a store holds of a run: the variables of `evaluate(keep_curves=True)`, NaN where nothing has been computed yet.
-
-    Args:
-        store: the folder (or `Store`).
-        name: of the run, or the beginning of its name; of several the latest.
-
-    Returns:
-        The dataset; its attribute `missing` says in words what is not there, empty when all is.
-
-    Raises:
-        StoreError: no such run.
-
-    Example:
-        >>> open_results("runs/demo/store", "table1").attrs["missing"]  # doctest: +SKIP
-        'Ours: maps 12 of 50'
-    """
-    kept = store if isinstance(store, Store) else Store(store)
-    runs = {full: run for full, run in kept.runs().items() if full.startswith(name) and "methods" in run}
-    if not runs:
-        raise StoreError(f"{kept.folder}: expected an evaluation whose name begins with {name!r}, got {sorted(kept.runs())}")
-    return _assemble(kept, list(runs.values())[-1], partly=True)
-
-
-@dataclass
-class _Plan:
-    """The parts that one method's results are made of."""
-
-    title: str
-    method: SaliencyMethod
-    labels: Labels
-    maps: Part | None
-    curves: Part
-    held_maps: Part | None = None
-    held_crops: Part | None = None
-    crops: Part | None = None
-    alpha: float | None = None
-
-    def parts(self, phase: str) -> list[Part]:
-        """Those that are computed together: maps, then what needs them, then what needs a threshold."""
-        of = {"maps": (self.maps, self.held_maps), "curves": (self.curves, self.held_crops), "crops": (self.crops,)}
-        return [part for part in of[phase] if part is not None]
-
-    def choose_alpha(self, maker: PartMaker, store: Store) -> None:
-        """Once the held-out images are measured: the threshold, and the part that uses it."""
-        if self.held_crops is not None and not store.missing(self.held_crops.experiment):
-            self.alpha = best_alpha(torch.from_numpy(store.read(self.held_crops.experiment.key)["threshold"]))
-            settings = {"alphas": (self.alpha,), "largest_component": True}
-            self.crops = maker.crops(self.title, self.method, self.maps, self.labels, **settings)
-
-    def keys(self) -> dict[str, Any]:
-        """For the run's manifest."""
-        named = {"maps": self.maps, "curves": self.curves, "held_maps": self.held_maps, "held_crops": self.held_crops, "crops": self.crops}
-        return {name: part and part.experiment.key for name, part in named.items()} | {"method": self.title, "alpha": self.alpha}
-
-
-def _plan(
-    maker: PartMaker,
-    title: str,
-    method: SaliencyMethod,
-    targets: Tensor,
-    best: Tensor,
-    every: Tensor,
-    keep_maps: bool,
-    curve: Mapping[str, Any],
-) -> _Plan:
-    explained = targets
-    if isinstance(method, same_map_for_all_labels):
-        method, explained = method.method, every.argmax(1, keepdim=True)
-    elif not getattr(method, "depends_on_label", True):
-        explained = targets.gather(1, best[:, None])
-    labels = Labels(targets, best, explained)
-    maps = maker.maps(title, method, explained) if keep_maps or maps_are_kept(method) else None
-    return _Plan(title, method, labels, maps, maker.curves(title, method, maps, labels, **curve))
-
-
-def _plan_held_out(maker: PartMaker, sources: Sequence[Source], plans: Sequence[_Plan], engine: Engine) -> None:
+def _plan_held_out(maker: PartMaker, sources: Sequence[Source], plans: Sequence[Plan], engine: Engine) -> None:
     """Maps of the held-out images' predictions and their crops for every threshold."""
     prediction = _probabilities(maker, sources, engine, keep=True).argmax(1, keepdim=True)
     labels = Labels(prediction, torch.zeros(len(prediction), dtype=torch.int64), prediction)
@@ -235,7 +161,7 @@ def _plan_held_out(maker: PartMaker, sources: Sequence[Source], plans: Sequence[
         plan.held_crops = maker.crops(plan.title, plan.method, plan.held_maps, labels, alphas=ALPHAS)
 
 
-def _keep_run(engine: Engine, name: str, run: Mapping[str, Any], plans: Sequence[_Plan]) -> None:
+def _keep_run(engine: Engine, name: str, run: Mapping[str, Any], plans: Sequence[Plan]) -> None:
     """Write the run's manifest, named by the first of its experiments' hashes so that other settings get one of their own."""
     methods = [plan.keys() for plan in plans]
     keys = [run["prob"], *(part.experiment.key for plan in plans for phase in PHASES for part in plan.parts(phase))]
@@ -243,89 +169,7 @@ def _keep_run(engine: Engine, name: str, run: Mapping[str, Any], plans: Sequence
     engine.store.keep_run(f"{name}-{mark}", {**run, "methods": methods, "experiments": keys})
 
 
-PHASES = ("maps", "curves", "crops")
-GAMES = ("insertion", "deletion")
-DIMS = {
-    "insertion_auc": ("image", "label"),
-    "deletion_auc": ("image", "label"),
-    "tie_share": ("image", "label"),
-    "label_correlation": ("image",),
-    "games": ("image", "game", "infill", "rule"),
-    "saliency_metric": ("image", "box"),
-    "alpha": (),
-    "insertion_curve": ("image", "label", "kept"),
-}
-"""Dims of what is measured for every method."""
-
-
-def _assemble(store: Store, run: Mapping[str, Any], partly: bool = False) -> xr.Dataset:
-    """The dataset of a run's manifest, from what is in the store."""
-    coords, rules, targets = dict(run["coords"]), Protocol(**run["protocol"]), torch.tensor(run["targets"])
-    n, k = targets.shape
-    prob = torch.from_numpy(store.read(run["prob"])["prob"]).gather(1, targets)
-    best = prob.argmax(1)
-    blur = any(store.experiment(m["curves"]).what["blur_games"] for m in run["methods"])
-    found: dict[str, list[Tensor | None]] = {name: [] for name in DIMS}
-    missing = []
-    for m in run["methods"]:
-        for name in ("maps", "curves", "crops"):
-            if m[name] and (left := sum(b - a for a, b in store.missing(store.experiment(m[name])))):
-                missing.append(f"{m['method']}: {name} {store.experiment(m[name]).rows - left} of {store.experiment(m[name]).rows}")
-        arrays, there = store.read_partly(m["curves"], 0, n)
-        measured = _measure({name: torch.from_numpy(a) for name, a in arrays.items()}, best, k, rules.auc_rule, blur) if there.any() else {}
-        if m["crops"]:
-            crops = {name: torch.from_numpy(a) for name, a in store.read_partly(m["crops"], 0, n)[0].items()}
-            if crops:
-                measured["saliency_metric"] = torch.stack([crops["threshold"][:, 0], crops["largest_component"]], 1)
-            measured["alpha"] = torch.tensor(m["alpha"])
-        for name in DIMS:
-            found[name].append(measured.get(name))
-    if missing and not partly:
-        raise StoreError(f"{store.folder}: expected all results of the run, missing: {'; '.join(missing)}")
-    variables = {}
-    for name, values in found.items():
-        shape = next((v.shape for v in values if v is not None), None)
-        if shape is not None:
-            filled = [torch.full(shape, torch.nan) if v is None else v for v in values]
-            variables[name] = (("method", *DIMS[name]), torch.stack(filled).numpy())
-    if "label_name" in coords:
-        coords["label_name"] = (("image", "label"), coords["label_name"])
-    coords |= {"game": list(GAMES), "infill": ["gray", "blur"] if blur else ["gray"]}
-    coords |= {"rule": list(get_args(AucRule)), "box": list(get_args(BoxRule))}
-    result = xr.Dataset({"prob": (("image", "label"), prob.numpy())} | variables, coords)
-    result["prediction"] = result.prob.argmax("label")
-    result = rescore(result, rules) if "insertion_auc" in result else result
-    return result.assign_attrs(run["protocol"] | run["attrs"] | {"missing": "; ".join(missing)})
-
-
-def _measure(curves: Mapping[str, Tensor], best: Tensor, k: int, rule: AucRule, blur: bool) -> dict[str, Tensor]:
-    """Areas and what else is measured of a method, from its curves `(N, ...)`."""
-    n, row = len(best), torch.arange(len(best))
-    shown = curves["insertion"]
-    deletion_auc = shown.new_full((n, k), torch.nan)
-    played = {("insertion", "gray"): shown[row, best]}
-    if "deletion" in curves:
-        hidden = curves["deletion"]
-        places = best[:, None] if hidden.shape[1] == 1 else torch.arange(k).expand(n, k)
-        deletion_auc.scatter_(1, places, auc(hidden, rule, game="deletion"))
-        played["deletion", "gray"] = hidden[row, best if hidden.shape[1] > 1 else 0]
-    played |= {(game, "blur"): curves[f"blur_{game}"] for game in GAMES if blur}
-    infills = ("gray", "blur") if blur else ("gray",)
-    games = shown.new_full((n, len(GAMES), len(infills), len(get_args(AucRule))), torch.nan)
-    for (game, infill), curve in played.items():
-        areas = [auc(curve, each, game=game) for each in get_args(AucRule)]  # type: ignore[arg-type]
-        games[:, GAMES.index(game), infills.index(infill)] = torch.stack(areas, 1)
-    return {
-        "insertion_auc": auc(shown, rule),
-        "deletion_auc": deletion_auc,
-        "tie_share": curves["tie_share"].expand(n, k),
-        "label_correlation": curves["label_correlation"],
-        "games": games,
-        "insertion_curve": shown,
-    }
-
-
-def _heatmaps(store: Store, plans: Sequence[_Plan], size: Sequence[int]) -> np.ndarray:
+def _heatmaps(store: Store, plans: Sequence[Plan], size: Sequence[int]) -> np.ndarray:
     """Heatmaps of all methods, `(method, image, label, y, x)`, from their kept maps."""
     every = []
     for plan in plans:
@@ -388,17 +232,6 @@ def check_methods(methods: Mapping[str, SaliencyMethod] | Sequence[str]) -> dict
     return chosen
 
 
-def find_protocol(protocol: Protocol | str) -> Protocol:
-    """A protocol by name, or as given.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if not isinstance(protocol, Protocol) and (not isinstance(protocol, str) or protocol not in PROTOCOLS):
-        raise ValueError(f"protocol: expected a Protocol or one of {sorted(PROTOCOLS)}, got {protocol!r}")
-    return PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
-
-
 def explain(
     classifier: Classifier,
     images: ImageSet,
@@ -448,19 +281,6 @@ def probabilities(classifier: Classifier, images: ImageSet | Tensor, engine: Eng
     inputs, ids, _ = check_scene(classifier, images, None)
     source = Source(classifier, inputs, ids, inputs[:0], device)
     return _probabilities(PartMaker("probabilities", source, 0), [source], engine, keep=True)
-
-
-def rescore(result: xr.Dataset, protocol: Protocol | str) -> xr.Dataset:
-    """Completeness and soundness of an evaluation under another protocol's thresholds; areas and probabilities stay as they are.
-
-    Example:
-        >>> rescore(scores, "released").soundness  # doctest: +SKIP
-    """
-    rules = find_protocol(protocol)
-    g, f = xr.broadcast(result.insertion_auc, result.prob)
-    thresholds = {"eps_completeness": rules.eps_completeness, "eps_soundness": rules.eps_soundness}
-    scored = result.assign(completeness=completeness(g, f, rules.eps_completeness), soundness=soundness(g, f, rules.eps_soundness))
-    return scored.assign_attrs(thresholds)
 
 
 def _check_targets(targets: Tensor | None, classifier: Classifier, inputs: Tensor) -> Tensor | None:

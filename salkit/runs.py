@@ -19,7 +19,7 @@ from salkit import masker_training
 from salkit.checks import check_integer
 from salkit.curves import auc
 from salkit.data import ImageSet, load_distractors, open_images
-from salkit.evaluation import evaluate, probabilities, rescore
+from salkit.evaluation import evaluate, probabilities
 from salkit.executors import Engine, check_executor, open_engine
 from salkit.experiment import describe_experiment
 from salkit.masker_training import make_masker, taps_of, train_masker
@@ -38,6 +38,7 @@ from salkit.profiles import (
     table1_methods,
     tv_sweep_methods,
 )
+from salkit.results import rescore
 from salkit.sanity import STAGES, layer_randomisation
 from salkit.scores import PROTOCOLS, Protocol
 from salkit.tasks import Part, Source, Table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +13,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from salkit import curves, masking, models, saliency_metric, scores
+from salkit import masking, saliency_metric
 from salkit.curves import check_heatmaps, insertion_curves_all_labels
-from salkit.experiment import Experiment, describe_classifier, describe_experiment, describe_images, digest
+from salkit.experiment import Experiment
 from salkit.methods.base import LearnedMap, SaliencyMethod, label_names, method_cost
 from salkit.models import Classifier, resolve_device
 from salkit.passes import batch_size, pass_size, smaller_when_out_of_memory
@@ -256,61 +255,6 @@ class Part:
     experiment: Experiment
     task: Task
     source: int = 0
-
-
-class PartMaker:
-    """Makes the parts of an evaluation on one source: what each is called, and everything its numbers depend on.
-
-    Args:
-        name: of the run, for titles.
-        source: classifier and images.
-        seed: of every random draw.
-        index: of the source among those of the run.
-    """
-
-    def __init__(self, name: str, source: Source, seed: int, index: int = 0) -> None:
-        self.name, self.seed, self.index, self.n = name, seed, index, len(source.ids)
-        images = describe_images(source.ids, source.inputs)
-        self.subject = {"classifier": describe_classifier(source.classifier), "images": images}
-        self.pool = {"pool": digest(source.pool), "seed": seed}
-
-    def probabilities(self) -> Part:
-        """Of the label list on whole images."""
-        about = describe_experiment("probabilities", f"{self.name}: probabilities", self.n, [models], **self.subject)
-        return Part(about, Probabilities(), self.index)
-
-    def maps(self, title: str, method: SaliencyMethod, explained: Tensor) -> Part:
-        """A method's maps of all images for the labels `explained (N, k)`."""
-        settings = self.subject | self.pool | {"method": method, "explained": explained.tolist()}
-        rows = explained.numel()
-        about = describe_experiment("maps", f"{self.name}, {title}: maps", rows, [models, masking], **settings)
-        return Part(about, Maps(method, explained, self.seed), self.index)
-
-    def curves(self, title: str, method: SaliencyMethod, maps: Part | None, labels: Labels, **settings: Any) -> Part:
-        """Curves of these maps; `settings` are the further fields of `Curves`."""
-        code = [models, masking, curves, scores, sys.modules[__name__]]
-        about = self._describe("curves", title, code, method, maps, labels, settings)
-        return Part(about, Curves(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
-
-    def crops(self, title: str, method: SaliencyMethod, maps: Part | None, labels: Labels, **settings: Any) -> Part:
-        """The saliency metric of these maps; `settings` are the further fields of `Crops`."""
-        about = self._describe("crops", title, [models, saliency_metric, sys.modules[__name__]], method, maps, labels, settings)
-        return Part(about, Crops(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
-
-    def _describe(
-        self,
-        kind: str,
-        title: str,
-        code: Sequence[object],
-        method: SaliencyMethod,
-        maps: Part | None,
-        labels: Labels,
-        settings: Mapping[str, Any],
-    ) -> Experiment:
-        """What is measured of maps, which go by their key or by what they are computed from."""
-        source = {"method": method} | self.pool if maps is None else {"maps": maps.experiment.key, "seed": self.seed}
-        about = {name: values.tolist() for name, values in zip(Labels._fields, labels, strict=True)} | self.subject | source | {**settings}
-        return describe_experiment(kind, f"{self.name}, {title}: {kind}", self.n, code, **about)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from salkit.compare import compare_stores
 from salkit.curves import auc, deletion_curve, insertion_curve, insertion_curves_all_labels
 from salkit.data import ImageSet, load_images
 from salkit.downloads import unpack, verify
-from salkit.evaluation import evaluate, open_results, rescore
+from salkit.evaluation import evaluate
 from salkit.experiment import describe_experiment
 from salkit.masker_training import MaskerRecipe, taps_of
 from salkit.masking import rank_pixels
@@ -33,6 +33,7 @@ from salkit.methods.phang import PhangNet
 from salkit.models import Classifier, cifar10_net, load_classifier, resolve_device
 from salkit.passes import batch_size
 from salkit.reproduce import reproduce
+from salkit.results import open_results, rescore
 from salkit.runs import Runs
 from salkit.saliency_metric import saliency_metric
 from salkit.sanity import layer_randomisation

@@ -30,10 +30,11 @@ from tqdm import tqdm
 
 from salkit.__main__ import app
 from salkit.data import load_images
-from salkit.evaluation import evaluate, open_results
+from salkit.evaluation import evaluate
 from salkit.experiment import Experiment, digest
 from salkit.methods import get_method
 from salkit.models import load_classifier
+from salkit.results import open_results
 from salkit.store import SHARD, Store
 
 # One process imports everything once; every run is a fork of it, so that kills fall on work and not on imports.

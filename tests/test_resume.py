@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 from salkit import methods as registry
 from salkit.__main__ import app
 from salkit.data import ImageSet
-from salkit.evaluation import evaluate, open_results
+from salkit.evaluation import evaluate
 from salkit.executors import ShardError
 from salkit.methods import get_method
 from salkit.methods.base import LearnedMap
 from salkit.models import Classifier
+from salkit.results import open_results
 from salkit.scores import Protocol
 from salkit.store import Store, StoreError
 
