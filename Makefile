@@ -46,7 +46,7 @@ test: test-fast test-notebooks  ## everything that must pass: unit tests, then n
 test-fast: $(READY)  ## unit tests and the examples in the docstrings, about a minute
 	$(PY) -m pytest
 
-test-faults: $(READY)  ## 50 kills at random moments and other faults of a real run, about ten minutes
+test-faults: $(READY)  ## 50 kills at random moments and other faults of a real run, about five minutes
 	$(PY) -m pytest -o addopts="" -m faults tests/test_faults.py -s
 
 test-notebooks: $(READY)  ## re-execute the notebooks (demo) and compare with their committed outputs

@@ -3,6 +3,7 @@
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -16,13 +17,15 @@ from salkit import methods as registry
 from salkit.__main__ import app
 from salkit.data import ImageSet
 from salkit.evaluation import evaluate
-from salkit.executors import ShardError
+from salkit.executors import ShardError, compute_shard
+from salkit.experiment import Experiment
 from salkit.methods import get_method
 from salkit.methods.base import LearnedMap
 from salkit.models import Classifier
 from salkit.results import open_results
 from salkit.scores import Protocol
 from salkit.store import Store, StoreError
+from salkit.tasks import Part
 
 IDS = ("cat", "dog", "fox", "owl")
 
@@ -335,3 +338,21 @@ def test_a_store_object_serves_as_well_as_its_folder(run, tmp_path, passes):
         run(store=Store(tmp_path / "store"))
         run(store=Store(tmp_path / "store", durable=False), methods={"ours": replace(METHODS["ours"])})
     assert seen == []
+
+
+def test_rows_that_another_run_has_kept_since_are_not_computed(tmp_path):
+    store, asked = Store(tmp_path), []
+    experiment = Experiment("table", "toy", 8, {})
+    store.open(experiment)
+    store.write(experiment.key, 2, 4, {"x": np.zeros(2)})
+
+    def task(source, store, start, stop):
+        asked.append((start, stop))
+        return {"x": np.ones(stop - start)}
+
+    part, source = Part(experiment, task), SimpleNamespace(about=dict)
+    with Store(tmp_path).claim(experiment.key, 0, 6):
+        assert compute_shard(part, source, store, 0, 6) is None
+    assert compute_shard(part, source, store, 0, 6) == []
+    assert asked == [(0, 2), (4, 6)]
+    assert store.read(experiment.key, 0, 6)["x"].tolist() == [1, 1, 0, 0, 1, 1]
