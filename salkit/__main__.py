@@ -16,9 +16,10 @@ from rich.table import Table
 
 from salkit import checkpoints, compare, costs, masker_training, models, reproduce, tables, training
 from salkit.checks import check_choice, check_out
-from salkit.data import data_dir, load_distractors, load_images, open_images
+from salkit.data import load_distractors, load_images
 from salkit.evaluation import evaluate
 from salkit.executors import ShardError, WorkerError
+from salkit.image_files import data_dir, open_images
 from salkit.methods import METHODS, get_method
 from salkit.methods.masker import save_masker
 from salkit.results import open_results

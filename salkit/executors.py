@@ -18,7 +18,7 @@ from typing import Any
 
 import salkit
 from salkit.checks import check_integer
-from salkit.data import progress_bar
+from salkit.downloads import progress_bar
 from salkit.experiment import LIBRARIES, canonical, describe, digest
 from salkit.kernels import keep_allocator_pages
 from salkit.models import resolve_device

@@ -17,7 +17,9 @@ from torchvision import transforms
 
 from salkit.checkpoints import load_state, load_training_state
 from salkit.checks import check_choice, check_integer, check_settings, is_integer
-from salkit.data import PREPROCESSING, ImageFiles, ImageSet, progress_bar
+from salkit.data import ImageSet
+from salkit.downloads import progress_bar
+from salkit.image_files import PREPROCESSING, ImageFiles
 from salkit.methods.dabkowski_gal import DabkowskiGalNet
 from salkit.methods.masker import Masker
 from salkit.methods.phang import PhangNet

@@ -13,8 +13,8 @@ from torchvision.models import ResNet50_Weights, resnet50
 
 from salkit.checkpoints import load_checkpoint, load_pth
 from salkit.checks import check_choice, check_labels
-from salkit.data import data_dir
 from salkit.downloads import fetch
+from salkit.image_files import data_dir
 from salkit.kernels import keep_allocator_pages, round_alike
 
 SoftmaxScope = Literal["labels", "all"]

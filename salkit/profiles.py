@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from salkit.data import IMAGENET_SAMPLE_LABELS, IMAGENETTE_LABELS, ImageSet, load_images
+from salkit.data import ImageSet, load_images
+from salkit.image_files import IMAGENET_SAMPLE_LABELS, IMAGENETTE_LABELS
 from salkit.masker_training import MaskerRecipe
 from salkit.methods import CenteredGaussian, LearnedMask, Random, SaliencyMethod, get_method, same_map_for_all_labels
 from salkit.methods.masker import masker_path

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from salkit.data import data_dir
 from salkit.executors import check_executor
+from salkit.image_files import data_dir
 from salkit.profiles import get_profile
 from salkit.report import clock, write_index
 

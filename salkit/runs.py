@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from salkit import masker_training
 from salkit.checks import check_integer
 from salkit.curves import auc
-from salkit.data import ImageSet, load_distractors, open_images
+from salkit.data import ImageSet, load_distractors
 from salkit.evaluation import evaluate, probabilities
 from salkit.executors import Engine, check_executor, open_engine
 from salkit.experiment import describe_experiment
+from salkit.image_files import open_images
 from salkit.masker_training import make_masker, taps_of, train_masker
 from salkit.methods import SaliencyMethod
 from salkit.methods.masker import masker_metadata, save_masker

@@ -16,7 +16,8 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from salkit.checks import check_choice, check_integer
-from salkit.data import ImageSet, progress_bar
+from salkit.data import ImageSet
+from salkit.downloads import progress_bar
 from salkit.evaluation import check_methods, check_scene, probabilities
 from salkit.evaluation import explain as heatmaps_of
 from salkit.executors import Engine, open_engine

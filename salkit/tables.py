@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
-from salkit.data import data_dir
+from salkit.image_files import data_dir
 from salkit.scores import best_effort, completeness, soundness, worst_per_image
 from salkit.statistics import Interval, bootstrap_interval, paired_comparison
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from salkit.checkpoints import load_state, load_training_state
 from salkit.checks import check_integer, check_settings
-from salkit.data import ImageSet, progress_bar
+from salkit.data import ImageSet
+from salkit.downloads import progress_bar
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from salkit import data
-from salkit.data import ImageSet, load_distractors, load_images, open_images
+from salkit import data, image_files
+from salkit.data import ImageSet, load_distractors, load_images
+from salkit.image_files import open_images
 
 
 def write_image(path, color, size=(32, 32)):
@@ -56,7 +57,7 @@ def test_folder_of_cifar10_classes(tmp_path):
     images = load_images(f"folder:{tmp_path}", preprocessing="cifar10")
     assert images.ids == ("cat/b.jpg", "ship/a.png")
     assert images.labels.tolist() == [3, 8]
-    assert images.class_names == data.CIFAR10_CLASSES
+    assert images.class_names == image_files.CIFAR10_CLASSES
 
 
 def test_folder_with_classes_of_its_own_and_without(tmp_path):

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import nn
 
-from salkit import checkpoints, data, downloads, models
+from salkit import checkpoints, data, downloads, image_files, models
 from salkit.data import load_images
 from salkit.downloads import fetch, unpack, verify
 
@@ -432,9 +432,9 @@ def cifar10(server, tmp_path, monkeypatch):
     files = {f"data_batch_{f}.bin": f for f in range(1, 6)} | {"test_batch.bin": 9}
     members = [(f"cifar-10-batches-bin/{name}", record(f, 0) + record(f, 1)) for name, f in files.items()]
     server.files["/file"] = tar_of(tmp_path / "made-up.tgz", *members).read_bytes()
-    monkeypatch.setattr(data, "CIFAR10_URL", server.url)
-    monkeypatch.setattr(data, "CIFAR10_CHECKSUM", f"sha256:{hashlib.sha256(server.files['/file']).hexdigest()}")
-    monkeypatch.setattr(data, "CIFAR10_IMAGES_PER_FILE", 2)
+    monkeypatch.setattr(image_files, "CIFAR10_URL", server.url)
+    monkeypatch.setattr(image_files, "CIFAR10_CHECKSUM", f"sha256:{hashlib.sha256(server.files['/file']).hexdigest()}")
+    monkeypatch.setattr(image_files, "CIFAR10_IMAGES_PER_FILE", 2)
     return partial(load_images, "cifar10", root=tmp_path / "downloads")
 
 
@@ -475,8 +475,8 @@ def test_imagenette_from_its_archive_or_as_torchvision_left_it(server, tmp_path,
     Image.new("RGB", (300, 260), "red").save(file, "jpeg")
     members = [(f"imagenette2/{part}/n03888257/a.JPEG", file.getvalue()) for part in ("train", "val")]
     server.files["/file"] = tar_of(tmp_path / "made-up.tgz", *members).read_bytes()
-    monkeypatch.setattr(data, "IMAGENETTE_URL", server.url)
-    monkeypatch.setattr(data, "IMAGENETTE_CHECKSUM", f"md5:{hashlib.md5(server.files['/file']).hexdigest()}")
+    monkeypatch.setattr(image_files, "IMAGENETTE_URL", server.url)
+    monkeypatch.setattr(image_files, "IMAGENETTE_CHECKSUM", f"md5:{hashlib.md5(server.files['/file']).hexdigest()}")
     found = load_images("imagenette", root=tmp_path / "a")
     assert found.labels.tolist() == [701]
     assert found.ids == ("n03888257/a.JPEG",)
@@ -490,7 +490,7 @@ def test_the_addresses_are_the_sources():
     from torchvision.datasets import Imagenette
 
     url, md5 = Imagenette._ARCHIVES["full"]
-    assert (data.IMAGENETTE_URL, data.IMAGENETTE_CHECKSUM) == (url, f"md5:{md5}")
+    assert (image_files.IMAGENETTE_URL, image_files.IMAGENETTE_CHECKSUM) == (url, f"md5:{md5}")
 
 
 class Runs:

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from salkit.data import ImageFiles, ImageSet, data_dir
+from salkit.data import ImageSet
+from salkit.image_files import ImageFiles, data_dir
 from salkit.masker_training import Batches, MaskerRecipe, Stage, make_masker, measure, stages, taps_of, train_masker
 from salkit.methods import DabkowskiGal, Phang
 from salkit.methods.dabkowski_gal import DabkowskiGalNet, _margin

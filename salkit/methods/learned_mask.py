@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from salkit import masking
 from salkit.checks import check_choice, check_settings
-from salkit.data import progress_bar
+from salkit.downloads import progress_bar
 from salkit.methods.base import Cost, LearnedMap, check_pairs, label_names
 from salkit.models import Classifier
 from salkit.passes import pass_size, same_size_chunks, smaller_when_out_of_memory

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from salkit.checkpoints import load_checkpoint, open_checkpoint
 from salkit.checks import check_settings
-from salkit.data import data_dir
+from salkit.image_files import data_dir
 from salkit.methods.base import Cost, check_pairs, label_names
 from salkit.models import Classifier
 from salkit.passes import batch_size, smaller_when_out_of_memory

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from salkit import masking
 from salkit.checks import check_integer, check_settings
-from salkit.data import progress_bar
+from salkit.downloads import progress_bar
 from salkit.methods.base import Cost, check_pairs
 from salkit.models import Classifier
 from salkit.passes import batch_size, smaller_when_out_of_memory
