@@ -204,7 +204,7 @@ def test_a_slurm_job_starts_a_worker_as_the_readme_says():
 
 def processes(group):
     """Process ids and commands of a session."""
-    lines = subprocess.run(["ps", "-eo", "sid,pid,stat,args"], capture_output=True, text=True).stdout.splitlines()
+    lines = subprocess.run(["ps", "-ww", "-eo", "sid,pid,stat,args"], capture_output=True, text=True).stdout.splitlines()
     rows = [line.split(maxsplit=3) for line in lines]
     return [(int(pid), name) for sid, pid, state, name in rows if sid == str(group) and "Z" not in state]
 
@@ -286,7 +286,7 @@ def test_ctrl_c_ends_the_notebooks_and_their_kernel(start, tmp_path, executor):
 
 def kernels(parent):
     """Process ids of a command's kernels, which have sessions of their own."""
-    lines = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()
+    lines = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()
     return [line.split()[0] for line in lines if line.split()[1] == str(parent) and "ipykernel_launcher" in line]
 
 
@@ -294,7 +294,7 @@ def kernels(parent):
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_killed_worker_costs_its_shard_and_nothing_else(start, tmp_path, n):
     arguments = ["--store", str(tmp_path / "store"), "--executor", "dask", "--workers", str(n)]
-    process, out = start(*LONG, *arguments, until="maps:   0%")
+    process, out = start(*LONG, "--set", "n_steps=20", *arguments, until="maps:   0%")
     store = Store(tmp_path / "store")
     while not (before := [s.path for key in store.keys() if key.startswith("maps") for s in store.shards(key)]):
         time.sleep(0.1)
