@@ -47,7 +47,7 @@ test-fast: $(READY)  ## unit tests and the examples in the docstrings, about a m
 	$(PY) -m pytest
 
 test-faults: $(READY)  ## 50 kills at random moments and other faults of a real run, about five minutes
-	$(PY) -m pytest -o addopts="" -m faults tests/test_faults.py -s
+	$(PY) -m pytest -o addopts="" -m faults tests -s
 
 test-notebooks: $(READY)  ## re-execute the notebooks (demo) and compare with their committed outputs
 	rm -rf runs/notebook

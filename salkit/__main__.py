@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -11,30 +10,19 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from salkit import checkpoints, compare, costs, masker_training, models, reproduce, tables, training
+from salkit import checkpoints, costs, masker_training, models, reproduce, store_commands, tables, training
 from salkit.checks import check_choice, check_out
+from salkit.cli import Device, Executor, Seed, Store, Workers, console, errors, label_list, name_and_value
 from salkit.data import load_distractors, load_images
 from salkit.evaluation import evaluate
-from salkit.executors import ShardError, WorkerError
 from salkit.image_files import data_dir, open_images
 from salkit.methods import METHODS, get_method
 from salkit.methods.masker import save_masker
-from salkit.results import open_results
 from salkit.scores import PROTOCOLS
-from salkit.store import Store as ResultStore
-from salkit.store import StoreError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Completeness and soundness of saliency maps.", rich_markup_mode=None)
-console = Console()
-
-Store = Annotated[Path | None, typer.Option(help="Folder that keeps results; a run that was stopped goes on from it.")]
-Executor = Annotated[str, typer.Option(help="serial, dask (local workers) or the address of a Dask scheduler, tcp://host:port.")]
-Workers = Annotated[int | None, typer.Option(help="Local Dask workers; default one a GPU, or one a core.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 
 
 @app.command("reproduce")
@@ -48,8 +36,8 @@ def reproduce_command(
     workers: Workers = None,
 ) -> None:
     """Execute the notebooks in order and write the report; what is in the store already is not computed again."""
-    with _errors():
-        parameters = dict(_name_and_value("parameter", p) for p in parameter or [])
+    with errors():
+        parameters = dict(name_and_value("parameter", p) for p in parameter or [])
         where = {"output_dir": output, "store": store, "executor": executor, "workers": workers}
         index = reproduce.reproduce(profile, notebook=notebook, **where, parameters=parameters, console=console)  # type: ignore[arg-type]
         console.print(f"Open {index}")
@@ -61,7 +49,7 @@ def plan_command(
     device: Device = "auto",
 ) -> None:
     """Count a profile's passes and estimate its hours on this device."""
-    with _errors():
+    with errors():
         planned = costs.plan(profile, device)
         name = models.resolve_device(device)
     table = Table(title=f"profile {profile} on {_device_name(name)}")
@@ -99,15 +87,15 @@ def evaluate_command(
     device: Device = "auto",
 ) -> None:
     """Score methods by name on a data set or folder."""
-    with _errors():
+    with errors():
         check_choice("protocol", protocol, sorted(PROTOCOLS))
         check_choice("classifier", classifier, list(models.CLASSIFIERS))
         check_out("csv", csv, ".csv")
-        settings = dict(_name_and_value("set", s) for s in setting or [])
+        settings = dict(name_and_value("set", s) for s in setting or [])
         methods = {name: get_method(name, preset, **settings) for name in method}  # type: ignore[arg-type]
         kind = "cifar10" if classifier.startswith("cifar10") else "imagenet"
         images = load_images(data, n=n, seed=seed, preprocessing=kind)
-        chosen = _label_list(labels) if labels else None
+        chosen = label_list(labels) if labels else None
         if chosen is None and kind == "imagenet":
             chosen = sorted(set(images.labels[images.labels >= 0].tolist()))
         net = models.load_classifier(classifier, chosen, PROTOCOLS[protocol].softmax_over)
@@ -133,7 +121,7 @@ def evaluate_command(
         shown.add_row(row.method, row.metric, f"{row.ours:.3f}" if row.n else "", interval, str(row.n))
     console.print(shown)
     if csv:
-        with _errors():
+        with errors():
             csv.parent.mkdir(parents=True, exist_ok=True)
             table.to_csv(f"{csv}.part", index=False)
             Path(f"{csv}.part").replace(csv)
@@ -152,7 +140,7 @@ def train_classifier_command(
     device: Device = "auto",
 ) -> None:
     """Train a CIFAR-10 classifier; a run that was stopped goes on where it was."""
-    with _errors():
+    with errors():
         check_out("out", out, ".safetensors")
         repeats = times or [1] * len(train)
         if len(repeats) != len(train):
@@ -195,7 +183,7 @@ def train_masker_command(
     device: Device = "auto",
 ) -> None:
     """Train a masker network on a frozen classifier; a run that was stopped goes on where it was."""
-    with _errors():
+    with errors():
         check_out("out", out, ".safetensors")
         check_choice("classifier", classifier, list(models.CLASSIFIERS))
         preprocessing = "cifar10" if classifier.startswith("cifar10") else "imagenet"
@@ -226,82 +214,8 @@ def train_masker_command(
     console.print(table)
 
 
-runs = typer.Typer(no_args_is_help=False, invoke_without_command=True, help="What a store holds: list (the default), prune, export.")
-app.add_typer(runs, name="runs")
-StoreFolder = Annotated[Path, typer.Option("--store", help="The store's folder.")]
-
-
-@runs.callback()
-def runs_command(context: typer.Context, store: StoreFolder = Path("runs/demo/store")) -> None:
-    """List the runs of a store with their progress, size and age."""
-    if context.invoked_subcommand:
-        return
-    with _errors():
-        kept = _existing(store)
-        table = Table(title=str(store))
-        for column in ("run", "rows", "missing", "size", "last change"):
-            left = column in ("run", "missing")
-            table.add_column(column, justify="left" if left else "right", no_wrap=column != "missing")
-        for row in kept.overview():
-            table.add_row(
-                row.name or "(no run)", f"{row.done} of {row.rows}", ", ".join(row.missing) or "nothing", _bytes(row.size), row.age()
-            )
-    console.print(table)
-
-
-@runs.command("prune")
-def prune_command(
-    store: StoreFolder = Path("runs/demo/store"),
-    drop: Annotated[list[str] | None, typer.Option(help="First forget this run (name or its beginning).")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-) -> None:
-    """Remove experiments that no run needs, and what crashes and damage left behind."""
-    with _errors():
-        kept = _existing(store)
-        gone = kept.prune(drop=drop or (), dry_run=dry_run)
-        for path in gone:
-            console.print(f"{'would remove' if dry_run else 'removed'} {path}", soft_wrap=True)
-        console.print(f"{len(gone)} removed" if not dry_run else f"{len(gone)} to remove")
-
-
-@runs.command("export")
-def export_command(
-    out: Annotated[Path, typer.Argument(help="A .nc file (netCDF) to write.")],
-    run: Annotated[str, typer.Option(help="Name of the run, or its beginning; of several the latest.")] = "table1",
-    store: StoreFolder = Path("runs/demo/store"),
-) -> None:
-    """Write what is there of a run as one netCDF file, for publication."""
-    with _errors():
-        check_out("out", out, ".nc")
-        results = open_results(_existing(store), run)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        results.to_netcdf(f"{out}.part", engine="scipy")
-        Path(f"{out}.part").replace(out)
-    console.print(f"{out}: {dict(results.sizes)}; missing: {results.attrs['missing'] or 'nothing'}")
-
-
-@app.command("compare")
-def compare_command(
-    run_a: Annotated[Path, typer.Argument(help="A run's output folder, or its store.")],
-    run_b: Annotated[Path, typer.Argument(help="Another one.")],
-    maps: Annotated[float, typer.Option(help="Largest difference of a learned mask that passes.")] = compare.MAPS,
-    scores: Annotated[float, typer.Option(help="Largest difference of a probability, curve or score that passes.")] = compare.SCORES,
-) -> None:
-    """Print the largest differences between two runs; exit code 1 above the tolerances."""
-    with _errors():
-        table = compare.compare_stores(*(_existing(path / "store" if (path / "store").is_dir() else path) for path in (run_a, run_b)))
-    shown = Table(title=f"{run_a} and {run_b}")
-    for column in table.columns:
-        shown.add_column(column, justify="left" if column in ("run", "method", "score", "where") else "right")
-    for row in table.itertuples(index=False):
-        shown.add_row(*(f"{v:.2g}" if isinstance(v, float) else str(v) for v in row))
-    console.print(shown)
-    worst = {kind: table[(table.score == "map") == (kind == "maps")].largest.max() for kind in ("maps", "scores")}
-    limits = {"maps": maps, "scores": scores}
-    beyond = [f"{kind}: {worst[kind]:.2g} > {limits[kind]:g}" for kind in worst if worst[kind] > limits[kind]]
-    console.print("; ".join(beyond) if beyond else f"equal within {maps:g} (maps) and {scores:g} (scores)")
-    if beyond:
-        raise typer.Exit(1)
+app.add_typer(store_commands.runs, name="runs")
+app.command("compare")(store_commands.compare_command)
 
 
 @app.command("info")
@@ -328,59 +242,6 @@ def _device_name(device: str) -> str:
     if device.startswith("cuda"):
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def _name_and_value(option: str, text: str) -> tuple[str, int | float | str | bool | None]:
-    name, found, value = text.partition("=")
-    if not found:
-        raise ValueError(f"{option}: expected NAME=VALUE, got {text!r}")
-    if value.lower() in WORDS:
-        return name, WORDS[value.lower()]
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            pass
-    return name, value
-
-
-WORDS = {"true": True, "false": False, "none": None}
-
-
-def _label_list(text: str) -> list[int]:
-    try:
-        return [int(a) for a in text.split(",")]
-    except ValueError:
-        raise ValueError(f"labels: expected class indices, comma-separated, got {text!r}") from None
-
-
-def _existing(folder: Path) -> ResultStore:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"store: expected a folder with results, got {folder}, which is not one")
-    return ResultStore(folder)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
-
-
-class _errors:
-    """A wrong input ends in one clear line and exit code 1, not in a traceback; Ctrl-C in a line that says how to go on and code 130."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            Console(stderr=True).print("stopped. Finished shards are in the store; the same command goes on where it was.", style="yellow")
-            gc.freeze()  # the interpreter would look through a million objects for two seconds
-            raise typer.Exit(130)
-        if isinstance(error, (ValueError, TypeError, OSError, ShardError, StoreError, WorkerError, reproduce.NotebookError)):
-            Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(1)
 
 
 if __name__ == "__main__":

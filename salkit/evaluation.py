@@ -243,8 +243,11 @@ def explain(
     name: str = "maps",
     seed: int = 0,
     device: str | None = None,
+    run: list[str] | None = None,
 ) -> dict[str, Tensor]:
     """Heatmaps `(N, H, W)` of several methods for one label an image, `targets (N,)`, kept in the store; arguments as for `evaluate`.
+
+    With `run` its experiments join those of earlier calls in one run's manifest.
 
     Raises:
         ShardError: with a store: pairs that could not be computed.
@@ -253,7 +256,9 @@ def explain(
     source = Source(classifier, inputs, ids, pool, device)
     maker = PartMaker(name, source, seed)
     parts = {title: maker.maps(title, method, targets.cpu()[:, None]) for title, method in methods.items()}
-    engine.store.keep_experiments(name, [part.experiment.key for part in parts.values()])
+    keys = [] if run is None else run
+    keys += [part.experiment.key for part in parts.values()]
+    engine.store.keep_experiments(name, keys)
     raise_failures(engine.run(list(parts.values()), [source], desc=name), engine.store)
     maps = {title: torch.from_numpy(engine.store.read(part.experiment.key)["map"]) for title, part in parts.items()}
     return {title: as_heatmaps(method, maps[title], inputs.shape[-2:]) for title, method in methods.items()}

@@ -19,6 +19,7 @@ from salkit.executors import check_executor
 from salkit.image_files import data_dir
 from salkit.profiles import get_profile
 from salkit.report import clock, write_index
+from salkit.store import Store as ResultStore
 
 TOLERANCE = 0.02
 """Largest allowed relative difference of a checked number that brings no tolerance of its own: simulated ones repeat to rounding."""
@@ -80,7 +81,8 @@ def reproduce(
     for part in ("notebooks", "html", "tables", "figures"):
         (output / part).mkdir(parents=True, exist_ok=True)
     expected = expected_values(profile)
-    progress = _Progress([(p.stem, expected.get(p.stem, {}).get("seconds")) for p in paths], console or Console())
+    kept = ResultStore(store or output / "store")
+    progress = _Progress([(p.stem, expected.get(p.stem, {}).get("seconds")) for p in paths], console or Console(), kept.unfinished)
     try:
         with _workers(executor, workers, progress.console) as address, progress:
             for path in paths:
@@ -227,10 +229,11 @@ def _to_html(notebook: Path, page: Path) -> None:
 
 @dataclass
 class _Progress:
-    """Which notebook and cell runs, and how long is left, from the recorded seconds scaled by how fast this machine has been."""
+    """Which notebook, cell and rows run, and how long is left, from the recorded seconds scaled by how fast this machine has been."""
 
     notebooks: list[tuple[str, float | None]]
     console: Console
+    rows: Callable[[], str] = str
     finished: list[tuple[str, float, bool]] = field(default_factory=list)
     clock: Callable[[], float] = time.monotonic
     _name: str = ""
@@ -283,4 +286,5 @@ class _Progress:
         left = self.left()
         remaining = "time left unknown" if left is None else f"about {clock(left)} left"
         elapsed = clock(self.clock() - self._since)
-        return Text(f"notebook {position}/{len(self.notebooks)}  {self._name}  {self._cell}  {elapsed}  {remaining}")
+        parts = [f"notebook {position}/{len(self.notebooks)}", self._name, self._cell, self.rows(), elapsed, remaining]
+        return Text("  ".join(part for part in parts if part))

@@ -150,11 +150,13 @@ def layer_randomisation(
     pool = (images if distractors is None else distractors).images
     prediction = probabilities(classifier, images, quiet, device).argmax(1)
 
-    def maps(net: Classifier, target: Tensor, name: str) -> dict[str, np.ndarray]:
-        each = heatmaps_of(net, images, methods, target, distractors=pool, engine=quiet, name=name, seed=seed, device=device)
-        return {name: heatmaps.numpy() for name, heatmaps in each.items()}
+    run: list[str] = []
 
-    original = maps(classifier, prediction, "sanity_original")
+    def maps(net: Classifier, target: Tensor) -> dict[str, np.ndarray]:
+        where = {"distractors": pool, "engine": quiet, "name": "layer_randomisation", "seed": seed, "device": device, "run": run}
+        return {name: heatmaps.numpy() for name, heatmaps in heatmaps_of(net, images, methods, target, **where).items()}  # type: ignore[arg-type]
+
+    original = maps(classifier, prediction)
     shape = (len(modes), len(names), len(methods), len(images))
     found = {name: np.empty(shape, np.float32) for name in SIMILARITIES}
     shown = np.empty((*shape[:3], *images.images.shape[-2:]), np.float32)
@@ -164,7 +166,7 @@ def layer_randomisation(
         net = randomise(classifier.net, [module for stage in which for module in stages[stage]], seed)
         changed = Classifier(net, classifier.labels, classifier.softmax_over)
         target = prediction if explain == "original" else probabilities(changed, images, quiet, device).argmax(1)
-        for m, (name, heatmaps) in enumerate(maps(changed, target, f"sanity_{mode}_{names[last]}").items()):
+        for m, (name, heatmaps) in enumerate(maps(changed, target).items()):
             shown[(*at, m)] = heatmaps[0]
             for i, pair in enumerate(zip(original[name], heatmaps, strict=True)):
                 for measure, value in similarity(*pair).items():

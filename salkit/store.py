@@ -216,12 +216,17 @@ class Store:
             lock.release()
 
     def keep_run(self, name: str, run: Mapping[str, Any]) -> None:
-        """Write the manifest of a run: which experiments it is made of."""
-        self._write(self.folder / "runs" / f"{name}.json", json.dumps(run, indent=1, ensure_ascii=False).encode())
+        """Write the manifest of a run: which experiments it is made of; one that is there is only touched, if that is allowed."""
+        path, data = self.folder / "runs" / f"{name}.json", json.dumps(run, indent=1, ensure_ascii=False).encode()
+        if path.is_file() and path.read_bytes() == data:
+            with suppress(OSError):
+                os.utime(path)
+        else:
+            self._write(path, data)
 
     def keep_experiments(self, name: str, keys: Sequence[str]) -> None:
-        """Write the manifest of a run that is nothing more than its experiments."""
-        self.keep_run(f"{name}-{digest(canonical(list(keys)))[:8]}", {"experiments": list(keys)})
+        """Write the manifest of a run that is nothing more than its experiments, the first of which gives it its hash."""
+        self.keep_run(f"{name}-{digest(keys[0])[:8]}", {"experiments": list(keys)})
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """Name -> manifest of all runs, the latest last.
@@ -242,6 +247,18 @@ class Store:
     def keys(self) -> list[str]:
         """Keys of all experiments."""
         return sorted(p.parent.name for p in self.folder.glob("*/manifest.json"))
+
+    def unfinished(self) -> str:
+        """Name and rows of the run that was started last, `"table1 312/525"`, by the names of its shards alone; empty when it is done."""
+        newest = max((self.folder / "runs").glob("*.json"), key=_changed, default=None)
+        if newest is None:
+            return ""
+        rows = done = 0
+        for key in json.loads(newest.read_text())["experiments"]:
+            with suppress(OSError, ValueError):
+                rows += json.loads((self.folder / key / "manifest.json").read_text())["rows"]
+                done += sum(int(m[2]) - int(m[1]) for p in (self.folder / key).iterdir() if (m := SHARD.fullmatch(p.name)))
+        return f"{newest.stem.rpartition('-')[0]} {done}/{rows}" if done < rows else ""
 
     def overview(self) -> list[RunState]:
         """How far every run is; experiments that belong to none come last, as a run without a name."""

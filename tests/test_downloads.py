@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import nn
 
-from salkit import checkpoints, data, downloads, image_files, models
+from salkit import checkpoints, downloads, image_files, models
 from salkit.data import load_images
 from salkit.downloads import fetch, unpack, verify
 
