@@ -43,8 +43,8 @@ plan: $(READY)  ## passes and estimated hours of a profile on this device (PROFI
 
 test: test-fast test-notebooks  ## everything that must pass: unit tests, then nbval over the notebooks
 
-test-fast: $(READY)  ## unit tests and the examples in the docstrings, about a minute
-	$(PY) -m pytest
+test-fast: $(READY)  ## unit tests and the examples in the docstrings, about a minute on two cores
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-faults: $(READY)  ## 50 kills at random moments and other faults of a real run, about five minutes
 	$(PY) -m pytest -o addopts="" -m faults tests -s
