@@ -196,8 +196,10 @@ def _execute(path: Path, output: Path, values: Mapping[str, Any], progress: _Pro
                 return cell_start(cell, cell_index, **more)
 
             nb_man.cell_start = start
-            # Everything that lasts is on the disk; asked to end, an interrupted kernel would take its time and complain.
-            return super().execute_managed_notebook(nb_man, kernel_name, shutdown_kernel="immediate", **settings)
+            # Everything that lasts is on the disk; asked to end, an interrupted kernel would take its time and complain. Its log is quiet
+            # since it warns of talking to us over TCP every time.
+            quiet = {"extra_arguments": ["--IPKernelApp.log_level=40"], "shutdown_kernel": "immediate"}
+            return super().execute_managed_notebook(nb_man, kernel_name, **quiet, **settings)
 
     papermill_engines.register("salkit", Engine)
     executed = output / "notebooks" / path.name
