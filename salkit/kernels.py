@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +36,17 @@ class EvenLinear(nn.Linear):
         if input.device.type != "cpu" or input.ndim != 2 or not missing:
             return super().forward(input)
         return super().forward(F.pad(input, (0, 0, 0, missing)))[: len(input)]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For short work beside the net whose rounding depends on where threads cut it: sums, and bilinear resizing to odd widths."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @cache

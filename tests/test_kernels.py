@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from salkit.data import load_images
 from salkit.kernels import EvenLinear, round_alike
+from salkit.methods import RISE, FongVedaldi, get_method
 from salkit.models import Classifier, load_classifier
 
 SIZES = (2, 3, 4, 8, 10, 16)
@@ -65,3 +67,26 @@ def test_only_plain_linear_layers_and_1x1_convolutions_are_touched():
     round_alike(net)
     assert type(net[0]) is Own
     assert [conv.dilation for conv in net[1:]] == [(1, 1), (1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        FongVedaldi(n_steps=2),
+        RISE(n_masks=16),
+        get_method("phang", masker="phang-efficientnet-lite0"),
+        get_method("dabkowski_gal", masker="dabkowski_gal-efficientnet-lite0"),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_methods_with_arithmetic_of_their_own_give_the_same_bits_whatever_the_threads_and_the_batch(method):
+    classifier, images = load_classifier("efficientnet-lite0"), load_images("imagenet-samples", n=3)
+    target, ids = images.labels, list(images.ids)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(method.attribute(classifier, images.images, target, ids=ids))
+    torch.set_num_threads(1)
+    apart = [method.attribute(classifier, images.images[i : i + 1], target[i : i + 1], ids=ids[i : i + 1]) for i in range(3)]
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(torch.cat(apart), found[0], atol=1e-5, rtol=0)

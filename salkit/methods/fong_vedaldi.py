@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from salkit import masking
 from salkit.checks import check_choice, check_settings
 from salkit.downloads import progress_bar
+from salkit.kernels import one_thread
 from salkit.methods.base import Cost, LearnedMap, check_pairs, label_names, mask_side
 from salkit.models import Classifier
 from salkit.passes import pass_size, same_size_chunks, smaller_when_out_of_memory
@@ -137,7 +138,8 @@ class FongVedaldi(LearnedMap):
         masks = masks.clone()
         adam = torch.optim.Adam([masks], lr=self.lr)
         larger = [side + self.jitter - 1 for side in x.shape[-2:]]
-        images = F.interpolate(torch.cat([x, blurred]), larger, mode="bilinear", align_corners=False) if self.jitter > 1 else None
+        with one_thread():
+            images = F.interpolate(torch.cat([x, blurred]), larger, mode="bilinear", align_corners=False) if self.jitter > 1 else None
         for step in shifts.unbind(1):
             shown, hidden = (x, blurred) if images is None else _crop(images, step.repeat(2, 1), x.shape[-2:]).chunk(2)
             masks.grad = self.slope(classifier, shown, hidden, target, masks)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from salkit.checkpoints import load_checkpoint, open_checkpoint
 from salkit.checks import check_settings
 from salkit.image_files import data_dir
+from salkit.kernels import round_alike
 from salkit.methods.base import Cost, check_pairs, label_names
 from salkit.models import Classifier
 from salkit.passes import batch_size, smaller_when_out_of_memory
@@ -253,6 +254,7 @@ def _load(path: Path, changed: int) -> Masker:
     except TypeError as error:
         raise ValueError(f"masker: expected the settings of {header['kind']!r} in {path}, got {header['settings']}") from error
     load_checkpoint(masker, path)
+    round_alike(masker)
     return masker.eval().requires_grad_(False)
 
 

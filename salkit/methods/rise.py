@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from salkit import masking
 from salkit.checks import check_integer, check_settings
 from salkit.downloads import progress_bar
+from salkit.kernels import one_thread
 from salkit.methods.base import Cost, check_pairs
 from salkit.models import Classifier
 from salkit.passes import batch_size, smaller_when_out_of_memory
@@ -77,7 +78,8 @@ class RISE:
             image = inputs[rows[0]]
             for masks in self.masks(image, seed):
                 prob = classifier(image * masks).exp()[:, target[rows]]
-                heatmaps[rows] += torch.einsum("mr,mhw->rhw", prob, masks.squeeze(1))
+                with one_thread():
+                    heatmaps[rows] += torch.einsum("mr,mhw->rhw", prob, masks.squeeze(1))
         return heatmaps / (self.n_masks * self.keep)
 
     def masks(self, image: Tensor, seed: int = 0) -> list[Tensor]:
