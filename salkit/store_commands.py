@@ -29,8 +29,7 @@ def runs_command(context: typer.Context, store: StoreFolder = Path("runs/demo/st
         for column in ("run", "rows", "of", "size", "changed", "missing"):
             table.add_column(column, justify="left" if column in ("run", "missing") else "right", no_wrap=column != "missing")
         for run in kept.overview():
-            more = f", and {len(run.missing) - 3} more" if len(run.missing) > 3 else ""
-            missing = ", ".join(run.missing[:3]) + more
+            missing = ", ".join(run.missing[:2]) + (", ..." if len(run.missing) > 2 else "")
             table.add_row(run.name or "(no run)", str(run.done), str(run.rows), _bytes(run.size), run.age(), missing)
     console.print(table)
 
