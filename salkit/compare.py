@@ -19,8 +19,9 @@ SCORES = 1e-3
 
 
 def compare_stores(a: Store, b: Store) -> pd.DataFrame:
-    """The largest difference of every array that both stores hold of the same experiment, whatever versions it was computed with.
+    """The largest difference of every array that both stores hold of the same experiment.
 
+    Where a store holds several versions of one (computed with other libraries or code), the one counts that both hold, or else the latest.
     Maps are compared as they are kept (masks as their logits' sigmoid), all others as numbers; NaN equals NaN. Of maps kept in float16 it
     is the least difference that they can have had before: a step of float16 is up to 2.2e-4 of a mask, and rounding can make one of 1e-9.
 
@@ -34,13 +35,14 @@ def compare_stores(a: Store, b: Store) -> pd.DataFrame:
         if not store.keys():
             raise ValueError(f"{name}: expected a folder with results, got {store.folder}, which has none")
     ours, theirs = ({_subject(store, key): key for key in store.keys()} for store in (a, b))
-    common = [subject for subject in ours if subject in theirs]
+    common = {subject: (ours[subject], theirs[subject]) for subject in ours if subject in theirs}
+    common |= {_subject(a, key): (key, key) for key in a.keys() if key in b.keys()}
     if not common:
         raise ValueError(f"run_b: expected experiments that {a.folder} holds, too, got none in {b.folder}")
     rows = []
-    for subject in common:
-        experiment = a.experiment(ours[subject])
-        (left, here), (right, there) = (s.read_partly(key, 0, experiment.rows) for s, key in ((a, ours[subject]), (b, theirs[subject])))
+    for own, other in common.values():
+        experiment = a.experiment(own)
+        (left, here), (right, there) = (s.read_partly(key, 0, experiment.rows) for s, key in ((a, own), (b, other)))
         both = here & there
         for name in left.keys() & right.keys() if both.any() else ():
             difference = _difference(left[name][both], right[name][both], experiment.what)

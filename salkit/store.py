@@ -245,8 +245,8 @@ class Store:
         return found
 
     def keys(self) -> list[str]:
-        """Keys of all experiments."""
-        return sorted(p.parent.name for p in self.folder.glob("*/manifest.json"))
+        """Keys of all experiments, the latest last."""
+        return [p.parent.name for p in sorted(self.folder.glob("*/manifest.json"), key=_changed)]
 
     def unfinished(self) -> str:
         """Name and rows of the run that was started last, `"table1 312/525"`, by the names of its shards alone; empty when it is done."""

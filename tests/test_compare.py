@@ -57,6 +57,16 @@ def test_results_of_other_versions_are_compared(tmp_path, values):
     assert compare_stores(a, b).largest.tolist() == [0]
 
 
+@pytest.mark.parametrize("shared_first", [True, False])
+def test_of_several_versions_the_one_that_both_hold_counts(tmp_path, values, shared_first):
+    old = replace(CURVES, versions={"torch": "0"})
+    order = [(CURVES, values), (old, values + 1)]
+    for experiment, numbers in order if shared_first else order[::-1]:
+        a = fill(tmp_path / "a", experiment, insertion=numbers)
+    b = fill(tmp_path / "b", CURVES, insertion=values)
+    assert compare_stores(a, b).largest.tolist() == [0]
+
+
 def test_curves_of_maps_of_other_versions_are_compared(tmp_path, values):
     stores = []
     for name, versions in (("a", {"torch": "1"}), ("b", {"torch": "2"})):

@@ -389,7 +389,7 @@ def test_runs_say_what_they_are_made_of_the_latest_last(two_runs):
     store, whole, orphan = two_runs
     assert list(store.runs()) == ["b-1", "a-2"]
     assert store.runs()["a-2"] == {"experiments": [KEY, whole.key], "more": "ä"}
-    assert store.keys() == sorted([KEY, whole.key, orphan.key])
+    assert sorted(store.keys()) == sorted([KEY, whole.key, orphan.key])
     os.utime(store.folder / "runs" / "b-1.json", (9, 9))
     assert list(store.runs()) == ["a-2", "b-1"]
 
@@ -427,7 +427,7 @@ def test_pruning_removes_what_no_run_needs(two_runs):
     assert files(store.folder) == before
     assert store.prune() == expected
     assert not any(p.exists() for p in expected)
-    assert store.keys() == sorted([KEY, whole.key])
+    assert sorted(store.keys()) == sorted([KEY, whole.key])
     assert store.missing(TEN) == [(4, 10)]
     assert store.prune() == []
 
