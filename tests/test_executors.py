@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from salkit import cluster, executors
+from salkit import cluster, dask_shards
 from salkit.compare import MAPS, SCORES, compare_stores
+from salkit.dask_shards import _Shard
 from salkit.data import load_images
 from salkit.evaluation import evaluate
-from salkit.executors import ShardError, WorkerError, _Shard, check_executor
+from salkit.executors import ShardError, WorkerError, check_executor
 from salkit.methods import get_method
 from salkit.models import load_classifier
 from salkit.store import Store
@@ -126,20 +127,20 @@ def test_a_pair_that_raises_is_named_and_the_rest_is_kept(request, tmp_path, exe
 
 
 def test_workers_with_other_versions_are_refused(workers, tmp_path, monkeypatch):
-    monkeypatch.setattr(executors, "versions", lambda: {"torch": "1.0", "salkit": "0"})
+    monkeypatch.setattr(dask_shards, "versions", lambda: {"torch": "1.0", "salkit": "0"})
     with pytest.raises(WorkerError, match=r"the Dask worker tcp://.* has torch .* instead of 1\.0, salkit .*: results of other"):
         score({"picky": Picky()}, tmp_path, workers.address)
 
 
 def test_workers_that_do_not_see_the_store_are_refused(workers, tmp_path, monkeypatch):
-    monkeypatch.setattr(executors.Path, "resolve", lambda self: self)
+    monkeypatch.setattr(dask_shards.Path, "resolve", lambda self: self)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WorkerError, match="does not see the store store: it has to be there under the same path"):
         score({"picky": Picky()}, "store", workers.address)
 
 
 def test_a_method_whose_files_differ_on_the_worker_is_refused(workers, tmp_path, monkeypatch):
-    plain = executors._parcel
+    plain = dask_shards._parcel
 
     def parcel(store, parts, sources):
         for part in parts:
@@ -147,7 +148,7 @@ def test_a_method_whose_files_differ_on_the_worker_is_refused(workers, tmp_path,
                 part.experiment.what["method"]["label"] = 8
         return plain(store, parts, sources)
 
-    monkeypatch.setattr(executors, "_parcel", parcel)
+    monkeypatch.setattr(dask_shards, "_parcel", parcel)
     with pytest.raises(WorkerError, match="has another method for run, picky: curves: its code, or a file it reads, differs"):
         score({"picky": Picky()}, tmp_path, workers.address)
 
@@ -169,7 +170,7 @@ def test_a_shard_that_kills_is_tried_again_whole_and_then_row_by_row():
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "tcp://nobody.invalid:8786", "carrier://pigeon:1"])
 def test_an_address_where_no_scheduler_is_is_named_quickly(address, tmp_path, monkeypatch):
-    monkeypatch.setattr(executors, "ANSWER", 0.5)
+    monkeypatch.setattr(dask_shards, "ANSWER", 0.5)
     start = time.monotonic()
     with pytest.raises(ValueError, match=rf"executor: expected the address of a running Dask scheduler, got '{address}' \(.+\)$"):
         score({"picky": Picky()}, tmp_path, address)
