@@ -26,12 +26,15 @@ def runs_command(context: typer.Context, store: StoreFolder = Path("runs/demo/st
     with errors():
         kept = _existing(store)
         table = Table(title=str(store))
-        for column in ("run", "rows", "of", "size", "changed", "missing"):
-            table.add_column(column, justify="left" if column in ("run", "missing") else "right", no_wrap=column != "missing")
-        for run in kept.overview():
-            missing = ", ".join(run.missing[:2]) + (", ..." if len(run.missing) > 2 else "")
-            table.add_row(run.name or "(no run)", str(run.done), str(run.rows), _bytes(run.size), run.age(), missing)
+        for column in ("run", "rows", "of", "size", "changed"):
+            table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
+        states = kept.overview()
+        for run in states:
+            table.add_row(run.name or "(no run)", str(run.done), str(run.rows), _bytes(run.size), run.age())
     console.print(table)
+    for run in states:
+        if run.missing:
+            console.print(f"missing of {run.name or 'no run'}: {', '.join(run.missing)}", highlight=False)
 
 
 @runs.command("prune")
