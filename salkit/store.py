@@ -251,14 +251,12 @@ class Store:
     def unfinished(self) -> str:
         """Name and rows of the run that was started last, `"table1 312/525"`, by the names of its shards alone; empty when it is done."""
         newest = max((self.folder / "runs").glob("*.json"), key=_changed, default=None)
-        if newest is None:
-            return ""
         rows = done = 0
-        for key in json.loads(newest.read_text())["experiments"]:
-            with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a display is no reason to stop a run; `runs` names what is wrong
+            for key in json.loads(newest.read_text())["experiments"] if newest else ():
                 rows += json.loads((self.folder / key / "manifest.json").read_text())["rows"]
                 done += sum(int(m[2]) - int(m[1]) for p in (self.folder / key).iterdir() if (m := SHARD.fullmatch(p.name)))
-        return f"{newest.stem.rpartition('-')[0]} {done}/{rows}" if done < rows else ""
+        return f"{newest.stem.rpartition('-')[0]} {done}/{rows}" if newest and done < rows else ""
 
     def overview(self) -> list[RunState]:
         """How far every run is; experiments that belong to none come last, as a run without a name."""

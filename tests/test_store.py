@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -452,3 +453,12 @@ def test_a_damaged_manifest_of_a_run_is_named_and_nothing_is_pruned(two_runs, te
         with pytest.raises(StoreError, match=r"a-2.json: expected a run's manifest.*delete it, and run the same command again"):
             act()
     assert files(store.folder) == before
+
+
+def test_the_run_at_hand_is_told_for_displays_even_when_its_manifest_is_damaged(two_runs):
+    store, *_ = two_runs
+    assert re.fullmatch(r"|[ab] \d+/\d+", store.unfinished())
+    for text in ("{", "3", "{}"):
+        (store.folder / "runs" / "c-3.json").write_text(text)
+        assert store.unfinished() == ""
+    assert Store(store.folder / "nothing").unfinished() == ""
