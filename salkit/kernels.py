@@ -1,17 +1,21 @@
-"""How a CPU computes: allocated pages that are kept, and kernels that round an image alike in whatever pass."""
+"""How a net is computed: allocated pages that are kept, kernels that round an image alike in whatever pass, batch norms folded away."""
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import platform
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 def round_alike(net: nn.Module) -> None:
@@ -36,6 +40,45 @@ class EvenLinear(nn.Linear):
         if input.device.type != "cpu" or input.ndim != 2 or not missing:
             return super().forward(input)
         return super().forward(F.pad(input, (0, 0, 0, missing)))[: len(input)]
+
+
+@torch.no_grad()
+def fold_batch_norms(net: nn.Module, probe: Tensor) -> nn.Module:
+    """A copy of a net in eval mode whose batch norms are part of the convolutions before them: the same function but for rounding.
+
+    Which norm follows which convolution is seen on a forward pass of `probe` `(N, 3, H, W)`, so that it works for nets that cannot be
+    traced. A net whose logits that would change (other layers may read a convolution's output, too) is left as it is.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+        >>> [type(m).__name__ for m in fold_batch_norms(net, torch.zeros(1, 3, 8, 8))]
+        ['Conv2d', 'Identity']
+    """
+    folded = copy.deepcopy(net)
+    names = {module: name for name, module in folded.named_modules()}
+    calls: Counter[nn.Module] = Counter()
+    made_by: list[tuple[Tensor, nn.Module]] = []
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def note(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+        calls[module] += 1
+        before = next((maker for made, maker in made_by if made is arguments[0]), None)
+        if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
+            pairs.append((before, module))
+        made_by.append((output, module))
+
+    handles = [m.register_forward_hook(note) for m in names if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+    expected = folded(probe)
+    for handle in handles:
+        handle.remove()
+    for conv, norm in pairs:
+        if calls[conv] == calls[norm] == 1 and norm.running_mean is not None and norm.running_var is not None:
+            moments = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+            conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *moments)
+            folded.set_submodule(names[norm], nn.Identity())
+    found = folded.requires_grad_(False)(probe)
+    same = torch.allclose(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+    return folded if same else copy.deepcopy(net)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,10 @@ from salkit.checkpoints import load_checkpoint, load_pth
 from salkit.checks import check_choice, check_labels
 from salkit.downloads import fetch
 from salkit.image_files import data_dir
-from salkit.kernels import keep_allocator_pages, round_alike
+from salkit.kernels import fold_batch_norms, keep_allocator_pages, round_alike
 
 SoftmaxScope = Literal["labels", "all"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Classifier(nn.Module):
@@ -55,17 +56,58 @@ class Classifier(nn.Module):
         self.labels: tuple[int, ...] | None = None if labels is None else tuple(labels)
         self.softmax_over = softmax_over
         self.n_classes: int | None = None
+        self._twins: dict[tuple[str, int], Classifier] = {}
 
     def _apply(self, *arguments: Any, **settings: Any) -> Classifier:
         """Every move to another device passes here."""
         moved = super()._apply(*arguments, **settings)
         round_alike(self.net)
+        self._twins = {}
         return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_twins": {}}
 
     def train(self, mode: bool = True) -> Classifier:
         """Kept in eval mode: a batch-norm that learns while it is being explained would explain another net."""
         del mode
         return super().train(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights (batch norms may differ); float32 for a net without any."""
+        return next((p.dtype for p in self.net.parameters() if p.ndim > 1), torch.float32)
+
+    def fast(self, inputs: Tensor, precision: Precision = "float32") -> Classifier:
+        """A twin that computes the same with batch norms folded into convolutions; made once for each precision, and again for new weights.
+
+        Its layers are not those of `net`: methods that look into the net take the classifier itself.
+
+        Args:
+            inputs: `(N, 3, H, W)`; two images of this size are sent through the net to see which layers follow each other.
+            precision: of weights, activations and gradients. Log-probabilities come in float32 either way.
+
+        Example:
+            >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> Classifier(net).fast(torch.zeros(1, 3, 8, 8), "bfloat16").dtype
+            torch.bfloat16
+        """
+        check_choice("precision", precision, get_args(Precision))
+        tensors = self.net.state_dict(keep_vars=True).values()
+        weights = (precision, sum(0 if tensor.is_inference() else tensor._version for tensor in tensors))
+        if weights not in self._twins:
+            probe = inputs[:1].detach().to(self.dtype).expand(2, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+            twin = Classifier(fold_batch_norms(self.net, probe), self.labels, self.softmax_over)
+            self._twins = {key: kept for key, kept in self._twins.items() if key[1] == weights[1]}
+            self._twins[weights] = twin if precision == "float32" else twin._half()
+        return self._twins[weights]
+
+    def _half(self) -> Classifier:
+        """Itself in bfloat16 but for batch norms, which have float32 statistics whatever they are given."""
+        for module in self.net.modules():
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module._parameters = {k: p if p is None else nn.Parameter(p.bfloat16(), False) for k, p in module._parameters.items()}
+        return self
 
     def logits(self, inputs: Tensor) -> Tensor:
         """The net's own output for all classes, `(N, C)`, in float32 whatever precision it was computed in.
@@ -74,7 +116,7 @@ class Classifier(nn.Module):
             TypeError: the net puts out no tensor.
             ValueError: a tensor of another shape, or fewer classes than the label list names.
         """
-        logits = self.net(inputs.contiguous(memory_format=torch.channels_last))
+        logits = self.net(inputs.to(self.dtype, memory_format=torch.channels_last))
         if not isinstance(logits, Tensor):
             raise TypeError(f"net: expected a tensor of logits, got {type(logits).__name__}")
         if logits.ndim != 2 or len(logits) != len(inputs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -106,8 +106,9 @@ class LearnedMask(LearnedMap):
         learned = inputs.new_empty(len(inputs), inputs.shape[-2] // self.scale, inputs.shape[-1] // self.scale)
         size = pass_size(inputs, self.composites_per_step, self.internal_batch_size)
         chunks = list(same_size_chunks(len(inputs), size))
+        fast = classifier.fast(inputs, "float32")
         for pairs, full in progress_bar(chunks, self.show_progress, desc="learning masks"):
-            logits = self._learn(classifier, inputs[full], target[full], pool, draws[full].to(inputs.device))
+            logits = self._learn(fast, inputs[full], target[full], pool, draws[full].to(inputs.device))
             learned[pairs] = logits[: len(pairs)]
         return learned
 
@@ -148,19 +149,27 @@ class LearnedMask(LearnedMap):
 
     def _learn(self, classifier: Classifier, inputs: Tensor, target: Tensor, pool: Tensor, draws: Tensor) -> Tensor:
         """Logits of one batch of pairs, after all steps."""
+        *_, logits = self._steps(classifier, inputs, target, pool, draws)
+        return logits.detach().squeeze(1)
+
+    def _steps(self, classifier: Classifier, inputs: Tensor, target: Tensor, pool: Tensor, draws: Tensor) -> Iterator[Tensor]:
+        """The logits `(n, 1, H/s, W/s)` of one batch of pairs, the same tensor after every step."""
         n, _, height, width = inputs.shape
         logits = inputs.new_zeros(n, 1, height // self.scale, width // self.scale, requires_grad=True)
         adam = torch.optim.Adam([logits], lr=self.lr)
         column = classifier.scope_index(target)
+        # Composites are made as the net wants them, channels last and in its precision, so that nothing is copied on the way.
+        shown, hidden = (x.permute(0, 2, 3, 1).to(classifier.dtype).contiguous() for x in (inputs, pool))
         for step in draws.unbind(1):
             masks = masking.upsample(logits.sigmoid(), self.scale)
-            composites = masking.composite(inputs[:, None], masks[:, None], pool[step]).flatten(0, 1)
+            kept = masks.to(classifier.dtype).view(n, 1, height, width, 1).expand(-1, -1, -1, -1, 3).contiguous()
+            composites = torch.lerp(hidden[step], shown[:, None], kept).flatten(0, 1).permute(0, 3, 1, 2)
             log_probs = classifier.scope_log_probs(composites).unflatten(0, step.shape)
             loss = self._label_loss(log_probs, column).sum()
             loss = loss + self.tv * masking.total_variation(masks).sum() + self.l1 * masking.l1_norm(masks).sum()
             (logits.grad,) = torch.autograd.grad(loss, [logits])
             adam.step()
-        return logits.detach().squeeze(1)
+            yield logits
 
     def _label_loss(self, log_probs: Tensor, column: Tensor) -> Tensor:
         """One loss a pair from log-probabilities `(n, D, columns)`."""
