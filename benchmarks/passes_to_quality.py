@@ -48,7 +48,7 @@ SHARES = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 def targets_of(prob: Tensor, label: int, n: int) -> list[int]:
     """The true label, the most probable other one, and those that follow the true one in the list."""
-    other = [a for a in prob.argsort(descending=True).tolist() if a != label][0]
+    other = next(a for a in prob.argsort(descending=True).tolist() if a != label)
     following = [(label + i) % len(prob) for i in range(1, len(prob))]
     return [label, other, *(a for a in following if a != other)][:n]
 

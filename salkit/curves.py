@@ -11,7 +11,7 @@ from salkit.checks import check_choice, check_images, check_number, check_tensor
 from salkit.masking import rank_pixels
 from salkit.methods.base import check_classifier, check_pairs, check_precision
 from salkit.models import Classifier
-from salkit.passes import batch_size, smaller_when_out_of_memory
+from salkit.passes import batch_size, pass_by_pass, smaller_when_out_of_memory
 
 AucRule = Literal["mean", "trapezoid"]
 Game = Literal["insertion", "deletion"]
@@ -133,11 +133,14 @@ def insertion_curves_all_labels(
     # Any map of an image will do for its ends.
     first = torch.cartesian_prod(torch.arange(len(inputs)) * k, ends)
     points = torch.cat([first, torch.cartesian_prod(torch.arange(len(heatmaps)), inner)]).to(inputs.device)
-    chunks = []
-    for pair, point in (p.unbind(1) for p in points.split(batch_size(inputs, internal_batch_size))):
+    fast = classifier.fast(inputs)
+
+    def show(some: Tensor) -> Tensor:
+        pair, point = some.unbind(1)
         keep = ranks[pair] < kept[point, None, None, None]
-        chunks.append(classifier(torch.where(keep, inputs[pair // k], fill[pair // k])).exp())
-    found = torch.cat(chunks)
+        return fast(torch.where(keep, inputs[pair // k], fill[pair // k])).exp()
+
+    found = pass_by_pass(show, points, batch_size(inputs, internal_batch_size), inputs.device)
     if not torch.isfinite(found).all():
         raise ValueError("classifier: expected finite logits, got NaN or infinity")
     outer = found[: len(first)].unflatten(0, (len(inputs), 2)).repeat_interleave(k, 0)

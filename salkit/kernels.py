@@ -47,7 +47,7 @@ def fold_batch_norms(net: nn.Module, probe: Tensor) -> nn.Module:
     """A copy of a net in eval mode whose batch norms are part of the convolutions before them: the same function but for rounding.
 
     Which norm follows which convolution is seen on a forward pass of `probe` `(N, 3, H, W)`, so that it works for nets that cannot be
-    traced. A net whose logits that would change (other layers may read a convolution's output, too) is left as it is.
+    traced. Whoever calls this compares the logits: other layers may read a convolution's output, too.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
@@ -68,7 +68,7 @@ def fold_batch_norms(net: nn.Module, probe: Tensor) -> nn.Module:
         made_by.append((output, module))
 
     handles = [m.register_forward_hook(note) for m in names if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
-    expected = folded(probe)
+    folded(probe)
     for handle in handles:
         handle.remove()
     for conv, norm in pairs:
@@ -76,9 +76,7 @@ def fold_batch_norms(net: nn.Module, probe: Tensor) -> nn.Module:
             moments = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
             conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *moments)
             folded.set_submodule(names[norm], nn.Identity())
-    found = folded.requires_grad_(False)(probe)
-    same = torch.allclose(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
-    return folded if same else copy.deepcopy(net)
+    return folded.requires_grad_(False)
 
 
 @contextmanager

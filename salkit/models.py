@@ -16,6 +16,7 @@ from salkit.checks import check_choice, check_labels
 from salkit.downloads import fetch
 from salkit.image_files import data_dir
 from salkit.kernels import fold_batch_norms, keep_allocator_pages, round_alike
+from salkit.passes import stop_if_told
 
 SoftmaxScope = Literal["labels", "all"]
 Precision = Literal["float32", "bfloat16"]
@@ -84,7 +85,7 @@ class Classifier(nn.Module):
         Its layers are not those of `net`: methods that look into the net take the classifier itself.
 
         Args:
-            inputs: `(N, 3, H, W)`; two images of this size are sent through the net to see which layers follow each other.
+            inputs: `(N, 3, H, W)`; an image of this size is sent through the net to see which layers follow each other.
             precision: of weights, activations and gradients. Log-probabilities come in float32 either way.
 
         Example:
@@ -93,14 +94,23 @@ class Classifier(nn.Module):
             torch.bfloat16
         """
         check_choice("precision", precision, get_args(Precision))
+        if precision == "float32" and not any(isinstance(module, nn.BatchNorm2d) for module in self.net.modules()):
+            return self
         tensors = self.net.state_dict(keep_vars=True).values()
         weights = (precision, sum(0 if tensor.is_inference() else tensor._version for tensor in tensors))
         if weights not in self._twins:
-            probe = inputs[:1].detach().to(self.dtype).expand(2, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-            twin = Classifier(fold_batch_norms(self.net, probe), self.labels, self.softmax_over)
+            twin = self._folded(inputs[:1].detach().to(memory_format=torch.channels_last))
             self._twins = {key: kept for key, kept in self._twins.items() if key[1] == weights[1]}
             self._twins[weights] = twin if precision == "float32" else twin._half()
         return self._twins[weights]
+
+    @torch.no_grad()
+    def _folded(self, probe: Tensor) -> Classifier:
+        """A copy without batch norms where that leaves the logits as they are, else with them."""
+        expected = self.logits(probe)
+        folded = Classifier(fold_batch_norms(self.net, probe), self.labels, self.softmax_over)
+        same = torch.allclose(folded.logits(probe), expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+        return folded if same else Classifier(self.net, self.labels, self.softmax_over)
 
     def _half(self) -> Classifier:
         """Itself in bfloat16 but for batch norms, which have float32 statistics whatever they are given."""
@@ -116,6 +126,7 @@ class Classifier(nn.Module):
             TypeError: the net puts out no tensor.
             ValueError: a tensor of another shape, or fewer classes than the label list names.
         """
+        stop_if_told()
         logits = self.net(inputs.to(self.dtype, memory_format=torch.channels_last))
         if not isinstance(logits, Tensor):
             raise TypeError(f"net: expected a tensor of logits, got {type(logits).__name__}")
@@ -187,6 +198,25 @@ class Classifier(nn.Module):
         if self.softmax_over == "all" and self.labels is not None:
             log_probs = log_probs[:, list(self.labels)]
         return log_probs
+
+
+def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], classifier: Classifier, device: torch.device) -> Precision:
+    """`"auto"` becomes bfloat16 where the device computes in it and that is faster, else float32.
+
+    It is on a GPU, and on a CPU with its instructions but for nets with depthwise convolutions (no faster: EfficientNet-Lite0's forward and
+    backward passes, measured).
+
+    Example:
+        >>> resolve_precision("float32", Classifier(nn.Flatten()), torch.device("cpu"))
+        'float32'
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in classifier.net.modules())
+    return "bfloat16" if native and not depthwise else "float32"
 
 
 def resolve_device(device: str = "auto") -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from salkit import curves, masking, models, saliency_metric, scores, tasks
 from salkit.experiment import Experiment, describe_classifier, describe_experiment, describe_images, digest
 from salkit.methods import SaliencyMethod, same_map_for_all_labels
+from salkit.methods.base import LearnedMap
 from salkit.saliency_metric import best_alpha
 from salkit.store import Store
 from salkit.tasks import Crops, Curves, Labels, Maps, Part, Probabilities, Source, maps_are_kept
@@ -28,7 +29,7 @@ class PartMaker:
     """
 
     def __init__(self, name: str, source: Source, seed: int, index: int = 0) -> None:
-        self.name, self.seed, self.index, self.n = name, seed, index, len(source.ids)
+        self.name, self.source, self.seed, self.index, self.n = name, source, seed, index, len(source.ids)
         images = describe_images(source.ids, source.inputs)
         self.subject = {"classifier": describe_classifier(source.classifier), "images": images}
         self.pool = {"pool": digest(source.pool), "seed": seed}
@@ -40,6 +41,9 @@ class PartMaker:
 
     def maps(self, title: str, method: SaliencyMethod, explained: Tensor) -> Part:
         """A method's maps of all images for the labels `explained (N, k)`."""
+        if isinstance(method, LearnedMap):
+            # Settled here, so that all workers compute the same and the description says it.
+            method = method.resolved(self.source.classifier, self.source.place())
         settings = self.subject | self.pool | {"method": method, "explained": explained.tolist()}
         rows = explained.numel()
         about = describe_experiment("maps", f"{self.name}, {title}: maps", rows, [models, masking], **settings)

@@ -15,7 +15,7 @@ from salkit.checks import check_choice, check_number
 from salkit.curves import check_heatmaps
 from salkit.methods.base import check_pairs
 from salkit.models import Classifier
-from salkit.passes import batch_size, smaller_when_out_of_memory
+from salkit.passes import batch_size, pass_by_pass, smaller_when_out_of_memory
 
 BoxRule = Literal["threshold", "largest_component"]
 ALPHAS: tuple[float, ...] = (*(i / 20 for i in range(20)), 0.99)
@@ -125,11 +125,13 @@ def _score(classifier: Classifier, inputs: Tensor, target: Tensor, every: Tensor
     n, k = every.shape[:2]
     pair = torch.arange(n, device=inputs.device).repeat_interleave(k)
     rows, back = torch.cat([pair[:, None], every.flatten(0, 1).to(inputs.device)], 1).unique(dim=0, return_inverse=True)
-    prob = []
-    for some in rows.split(batch_size(inputs, internal_batch_size)):
-        log_probs = classifier(crop(inputs[some[:, 0]], some[:, 1:]))
-        prob.append(log_probs.gather(1, target.to(inputs.device)[some[:, :1]]).squeeze(1).exp())
-    found = torch.cat(prob)
+    fast, target = classifier.fast(inputs), target.to(inputs.device)
+
+    def show(some: Tensor) -> Tensor:
+        log_probs = fast(crop(inputs[some[:, 0]], some[:, 1:]))
+        return log_probs.gather(1, target[some[:, :1]]).squeeze(1).exp()
+
+    found = pass_by_pass(show, rows, batch_size(inputs, internal_batch_size), inputs.device)
     if not found.isfinite().all():
         raise ValueError("classifier: expected finite logits, got NaN or infinity")
     area = (rows[:, 2] - rows[:, 1]) * (rows[:, 4] - rows[:, 3]) / (inputs.shape[-2] * inputs.shape[-1])

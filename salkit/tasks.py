@@ -18,7 +18,7 @@ from salkit.curves import check_heatmaps, insertion_curves_all_labels
 from salkit.experiment import Experiment
 from salkit.methods.base import LearnedMap, SaliencyMethod, label_names, method_cost
 from salkit.models import Classifier, resolve_device
-from salkit.passes import batch_size, pass_size, smaller_when_out_of_memory
+from salkit.passes import batch_size, pass_by_pass, pass_size, smaller_when_out_of_memory, workers
 from salkit.scores import label_correlation
 from salkit.store import Arrays, Store
 
@@ -120,7 +120,8 @@ class Probabilities(_PerImage):
 @torch.no_grad()
 def _probabilities(classifier: Classifier, inputs: Tensor) -> Tensor:
     device = next((p.device for p in classifier.parameters()), inputs.device)
-    prob = torch.cat([classifier(x.to(device)).exp() for x in inputs.split(batch_size(inputs, 32))])
+    fast = classifier.fast(inputs.to(device))
+    prob = pass_by_pass(lambda x: fast(x.to(device)).exp(), inputs, batch_size(inputs, 32), device)
     if not torch.isfinite(prob).all():
         raise ValueError("classifier: expected finite logits, got NaN or infinity")
     return prob
@@ -143,6 +144,7 @@ class Maps:
         each = self.targets.shape[1]
         composites = getattr(self.method, "composites_per_step", 1)
         size = pass_size(source.inputs, composites, getattr(self.method, "internal_batch_size", None), source.place().type)
+        size *= workers(source.place())
         return -(-size // each) * each if method_cost(self.method).per == "image" else size
 
     def row_name(self, source: Source, row: int) -> str:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from salkit.data import load_images
-from salkit.kernels import EvenLinear, round_alike
+from salkit.kernels import EvenLinear, fold_batch_norms, round_alike
 from salkit.methods import RISE, FongVedaldi, get_method
 from salkit.models import Classifier, load_classifier
 
@@ -90,3 +90,60 @@ def test_methods_with_arithmetic_of_their_own_give_the_same_bits_whatever_the_th
     apart = [method.attribute(classifier, images.images[i : i + 1], target[i : i + 1], ids=ids[i : i + 1]) for i in range(3)]
     assert torch.equal(found[0], found[1])
     torch.testing.assert_close(torch.cat(apart), found[0], atol=1e-5, rtol=0)
+
+
+def with_statistics(net):
+    """Batch norms as after training."""
+    torch.manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.weight.data, module.bias.data):
+                tensor.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return net.eval()
+
+
+def test_folding_by_hand():
+    net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0.0)).eval()
+    net[0].weight.data.fill_(3.0)
+    net[1].running_mean.fill_(2.0), net[1].running_var.fill_(4.0), net[1].weight.data.fill_(5.0), net[1].bias.data.fill_(1.0)
+    folded = fold_batch_norms(net, torch.ones(1, 1, 2, 2))
+    # 5 (3 x - 2) / 2 + 1
+    assert (folded[0].weight.item(), folded[0].bias.item()) == (7.5, -4.0)
+    assert isinstance(folded[1], nn.Identity)
+    assert isinstance(net[1], nn.BatchNorm2d), "the net itself is left as it was"
+
+
+class Shared(nn.Module):
+    """Something else reads what comes out of a convolution, or the convolution runs twice."""
+
+    def __init__(self, twice):
+        super().__init__()
+        self.conv, self.norm, self.twice = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), twice
+
+    def forward(self, inputs):
+        made = self.conv(inputs)
+        other = self.conv(inputs + 1) if self.twice else made
+        return (self.norm(made) + other).mean((2, 3))
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_net_that_folding_would_change_is_left_as_it_is(images, twice):
+    classifier = Classifier(with_statistics(Shared(twice)))
+    fast = classifier.fast(images)
+    torch.testing.assert_close(fast(images), classifier(images), rtol=0, atol=0)
+    assert isinstance(fast.net.norm, nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize(("net", "side"), [("cifar10-resnet20", 32), ("efficientnet-lite0", 224), ("cifar10-resnet164", 32)])
+def test_folded_nets_compute_the_same(net, side):
+    classifier = load_classifier(net, pretrained=net != "cifar10-resnet164")
+    inputs = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    fast = classifier.fast(inputs)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.net.modules())
+    # Rounding of up to 50 layers of float32; the logits are of the order of 10.
+    torch.testing.assert_close(fast.logits(inputs), classifier.logits(inputs), rtol=0, atol=1e-4)
+    half = classifier.fast(inputs, "bfloat16").logits(inputs)
+    assert half.dtype == torch.float32
+    # bfloat16 has 8 bits.
+    torch.testing.assert_close(half, classifier.logits(inputs), rtol=0, atol=0.05 * classifier.logits(inputs).abs().max().item())

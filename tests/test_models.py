@@ -1,3 +1,4 @@
+import copy
 import pickle
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import nn
 from salkit import checkpoints, data, models
 from salkit.checkpoints import save_checkpoint
 from salkit.methods.masker import load_masker, masker_metadata
-from salkit.models import Classifier, load_classifier
+from salkit.models import Classifier, load_classifier, resolve_precision
 
 
 @pytest.fixture
@@ -188,3 +189,42 @@ def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
     where = r"get https://\S*resnet164bn_cifar10-0368-74ae9f4b.pth.zip and copy the file .*\.pth in it \(sha1:74ae9f4b\w{32}\) to"
     with pytest.raises(FileNotFoundError, match=rf"weights file of ResNet-164 .*{where}"):
         load_classifier("cifar10-resnet164")
+
+
+def test_fast_twins_are_made_once_and_again_for_other_weights(net, images):
+    classifier = Classifier(net, [4, 1], "all")
+    twin = classifier.fast(images)
+    assert twin is classifier.fast(images)
+    assert (twin.labels, twin.softmax_over, twin.dtype) == ((4, 1), "all", torch.float32)
+    assert classifier.fast(images, "bfloat16").dtype == torch.bfloat16
+    assert twin is classifier.fast(images)
+    with torch.no_grad():
+        classifier.net[5].bias += 1.0
+    torch.testing.assert_close(classifier.fast(images).logits(images), classifier.logits(images))
+    for copied in (pickle.loads(pickle.dumps(classifier)), copy.deepcopy(classifier)):
+        assert copied._twins == {}
+    with pytest.raises(ValueError, match=r"precision: expected one of .*, got 'float16'"):
+        classifier.fast(images, "float16")
+
+
+def test_a_net_without_batch_norms_is_its_own_twin(mean_pixel, images):
+    assert mean_pixel.fast(images) is mean_pixel
+
+
+def test_batch_norms_that_stay_keep_their_statistics_in_float32(images):
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    half = Classifier(net).fast(images, "bfloat16")
+    assert half.net[0].running_mean.dtype == half.net[0].weight.dtype == torch.float32
+    assert half.net[1].weight.dtype == half.dtype == torch.bfloat16
+    torch.testing.assert_close(half(images), Classifier(net)(images), rtol=0, atol=0.02)
+
+
+def test_auto_precision(monkeypatch):
+    cpu, plain = torch.device("cpu"), Classifier(nn.Conv2d(3, 3, 1))
+    depthwise = Classifier(nn.Conv2d(3, 3, 3, groups=3))
+    for native in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert resolve_precision("auto", plain, cpu) == ("bfloat16" if native else "float32")
+        assert resolve_precision("auto", depthwise, cpu) == "float32"
+        assert resolve_precision("bfloat16", depthwise, cpu) == "bfloat16"

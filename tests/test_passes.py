@@ -1,3 +1,5 @@
+import threading
+import time
 from typing import ClassVar
 
 import pytest
@@ -5,9 +7,23 @@ import torch
 from torch import nn
 
 from salkit import passes
+from salkit.curves import insertion_curve
 from salkit.methods import get_method
 from salkit.models import Classifier
-from salkit.passes import batch_size, pass_size, same_size_chunks, smaller_when_out_of_memory
+from salkit.passes import (
+    Stopped,
+    batch_size,
+    even_size,
+    in_parallel,
+    pass_by_pass,
+    pass_size,
+    same_size_chunks,
+    same_size_passes,
+    smaller_when_out_of_memory,
+    stop_if_told,
+)
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +135,85 @@ def test_passes_have_at_least_two_composites():
 def test_chunks_are_filled_up_with_their_first():
     chunks = [(chunk.tolist(), full.tolist()) for chunk, full in same_size_chunks(5, 4)]
     assert chunks == [([0, 1, 2, 3], [0, 1, 2, 3]), ([4], [4, 4, 4, 4])]
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_parallel_work_comes_back_in_order_from_threads_of_one_thread_each(two_threads):
+    met = threading.Barrier(2, timeout=10)  # passes only if two work at the same time
+
+    def work(i):
+        met.wait()
+        time.sleep(0.02 * (4 - i))
+        return i, torch.get_num_threads(), threading.current_thread().name, torch.is_grad_enabled()
+
+    found = list(in_parallel(work, range(4), CPU))
+    assert [i for i, *_ in found] == [0, 1, 2, 3]
+    assert {n for _, n, *_ in found} == {1}
+    assert len({name for *_, name, _ in found}) == 2
+    assert all(grad for *_, grad in found)
+    assert torch.get_num_threads() == 2
+    with torch.no_grad():
+        assert list(in_parallel(lambda i: torch.is_grad_enabled(), range(2), CPU)) == [False, False]
+    with torch.inference_mode():
+        assert list(in_parallel(lambda i: torch.is_inference_mode_enabled(), range(2), CPU)) == [True, True]
+    assert list(in_parallel(lambda i: threading.current_thread(), range(1), CPU)) == [threading.main_thread()]
+
+
+def test_what_runs_beside_an_error_is_stopped_at_its_next_pass(two_threads):
+    started, ended = threading.Event(), []
+
+    def work(i):
+        if i == 0:
+            started.wait(10)
+            raise ValueError("no")
+        try:
+            while True:
+                started.set()
+                stop_if_told()
+        except Stopped:
+            ended.append(i)
+            raise
+
+    with pytest.raises(ValueError, match="no"):
+        list(in_parallel(work, range(5), CPU))
+    assert ended in ([1], [1, 2])  # the free thread may have begun one more
+    stop_if_told()  # nobody stops the main thread
+    assert torch.get_num_threads() == 2
+
+
+def test_even_passes_keep_two_workers_busy(two_threads):
+    assert [even_size(n, 8, CPU) for n in (1, 2, 8, 16, 17, 20, 50)] == [2, 2, 4, 8, 6, 6, 8]
+    assert even_size(20, 8, torch.device("cuda")) == 8
+    torch.set_num_threads(1)
+    assert even_size(20, 8, CPU) == 8
+
+
+def test_chunks_come_back_without_what_filled_them_up(two_threads):
+    sizes = []
+
+    def double(rows):
+        sizes.append(len(rows))
+        return 2 * rows
+
+    found = [(pairs.tolist(), twice.tolist()) for pairs, twice in same_size_passes(double, 5, 2, CPU)]
+    assert found == [([0, 1], [0, 2]), ([2, 3], [4, 6]), ([4], [8])]
+    assert sizes == [2, 2, 2]
+    assert pass_by_pass(double, torch.arange(5), 4, CPU).tolist() == [0, 2, 4, 6, 8]
+
+
+def test_masks_and_curves_have_the_same_bits_on_two_workers(two_threads, images, reference_classifier):
+    target = torch.arange(5)
+    method = get_method("learned_mask", n_steps=3, n_distractors=2, scale=1)
+    found = []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        maps = method.attribute(reference_classifier, images, target, distractors=images)
+        found.append((maps, insertion_curve(reference_classifier, images, target, maps, n_steps=7)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)

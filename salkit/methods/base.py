@@ -67,6 +67,11 @@ class LearnedMap:
     A subclass has `learn`, with the arguments of `attribute`, and `heatmaps`.
     """
 
+    def resolved(self, classifier: Classifier, device: torch.device) -> LearnedMap:
+        """The same method with everything settled that it would choose by the net and the device."""
+        del classifier, device
+        return self
+
     def learn(
         self,
         classifier: Classifier,

@@ -17,7 +17,7 @@ from salkit.downloads import progress_bar
 from salkit.kernels import one_thread
 from salkit.methods.base import Cost, LearnedMap, check_pairs, label_names, mask_side
 from salkit.models import Classifier
-from salkit.passes import pass_size, same_size_chunks, smaller_when_out_of_memory
+from salkit.passes import pass_size, same_size_passes, smaller_when_out_of_memory
 
 Start = Literal["random", "circle"]
 Regulariser = Literal["sums", "means"]
@@ -121,13 +121,19 @@ class FongVedaldi(LearnedMap):
         shifts = torch.from_numpy(np.array([g.integers(self.jitter, size=(self.n_steps, 2)) for g in draws])).to(inputs.device)
         starts = torch.from_numpy(np.array([g.random((1, side, side), dtype=np.float32) for g in draws])).to(inputs)
         learned = inputs.new_empty(len(inputs), side, side)
-        chunks = list(same_size_chunks(len(inputs), pass_size(inputs, 1, self.internal_batch_size)))
-        for pairs, full in progress_bar(chunks, self.show_progress, desc="Fong and Vedaldi"):
+        fast = classifier.fast(inputs)
+
+        def descend(full: Tensor) -> Tensor:
             x, a = inputs[full], target[full]
             blurred = masking.blur(x)
-            start = self._circle(classifier, x, blurred, a, side) if self.start == "circle" else starts[full]
-            masks = self._descend(classifier, x, blurred, a, start, shifts[full])
-            learned[pairs] = 1 - masks.squeeze(1)[: len(pairs)]
+            start = self._circle(fast, x, blurred, a, side) if self.start == "circle" else starts[full]
+            return self._descend(fast, x, blurred, a, start, shifts[full])
+
+        size = pass_size(inputs, 1, self.internal_batch_size)
+        with progress_bar(None, self.show_progress, total=len(inputs), unit="pair", desc="Fong and Vedaldi") as bar:
+            for pairs, masks in same_size_passes(descend, len(inputs), size, inputs.device):
+                learned[pairs] = 1 - masks.squeeze(1)
+                bar.update(len(pairs))
         return learned
 
     def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:

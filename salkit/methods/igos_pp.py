@@ -16,7 +16,7 @@ from salkit.checks import check_choice, check_settings
 from salkit.downloads import progress_bar
 from salkit.methods.base import Cost, LearnedMap, check_pairs, label_names, mask_side
 from salkit.models import Classifier
-from salkit.passes import batch_size, smaller_when_out_of_memory
+from salkit.passes import batch_size, even_size, in_parallel, same_size_chunks, smaller_when_out_of_memory
 
 Gradient = Literal["released", "consistent"]
 TRIALS = 4
@@ -113,7 +113,7 @@ class IGOSpp(LearnedMap):
         side = mask_side(inputs, self.mask_size)
         names = zip(masking.image_ids(inputs, ids), label_names(classifier, target), strict=True)
         noise = [masking.pair_generator(seed, i, a, "igos_pp") for i, a in names]
-        pairs = _Pairs(classifier, inputs, box_blur(inputs), target, noise)
+        pairs = _Pairs(classifier.fast(inputs), inputs, box_blur(inputs), target, noise)
         masks = inputs.new_ones(len(inputs), 2, side, side)
         for _ in progress_bar(range(self.n_steps), self.show_progress, desc="iGOS++"):
             direction = self._direction(pairs, masks)
@@ -163,24 +163,29 @@ class IGOSpp(LearnedMap):
         noise = torch.from_numpy(np.array(draws)).to(paths).mul_(self.noise).flatten(0, 1) if draws else None
         share = torch.arange(1, self.n_path + 1, device=paths.device, dtype=paths.dtype) / self.n_path
         size = batch_size(pairs.inputs, self.internal_batch_size)
-        index = torch.arange(n * points, device=paths.device)
         total, slopes = paths.new_zeros(n), torch.zeros_like(paths)
-        for chunk in index.split(size):
-            at = torch.cat([chunk, chunk[:1].expand(size - len(chunk))])
+
+        def score(at: Tensor) -> tuple[Tensor, Tensor]:
             pair, term, k = at // points, at % points // self.n_path, at % self.n_path
             shown, hidden = pairs.ends(pair, term)
             composites = masking.composite(shown, share[k, None, None, None] * paths[pair, term].unsqueeze(1), hidden)
             composites = composites if noise is None else composites + noise[at]
-            sign = torch.where(term % 2 == 0, 1.0, -1.0)[: len(chunk)] / self.n_path
+            sign = torch.where(term % 2 == 0, 1.0, -1.0) / self.n_path
             with torch.set_grad_enabled(slope):
                 composites.requires_grad_(slope)
-                log_probs = pairs.classifier(composites).gather(1, pairs.target[pair, None]).squeeze(1)[: len(chunk)]
-                scores = log_probs.exp() * sign
+                scores = pairs.classifier(composites).gather(1, pairs.target[pair, None]).squeeze(1).exp() * sign
+            if not slope:
+                return scores, scores
+            (by_image,) = torch.autograd.grad(scores.sum(), [composites])
+            return scores.detach(), (by_image * (shown - hidden)).sum(1) * share[k, None, None]
+
+        chunks, filled = zip(*same_size_chunks(n * points, even_size(n * points, size, paths.device)), strict=True)
+        for chunk, (scores, by_mask) in zip(chunks, in_parallel(score, filled, paths.device), strict=True):
+            chunk = chunk.to(paths.device)
+            pair, term = chunk // points, chunk % points // self.n_path
+            total.index_add_(0, pair, scores[: len(chunk)])
             if slope:
-                (by_image,) = torch.autograd.grad(scores.sum(), [composites])
-                by_mask = (by_image * (shown - hidden)).sum(1) * share[k, None, None]
-                slopes.flatten(0, 1).index_add_(0, (pair * 4 + term)[: len(chunk)], by_mask[: len(chunk)])
-            total.index_add_(0, pair[: len(chunk)], scores.detach())
+                slopes.flatten(0, 1).index_add_(0, pair * 4 + term, by_mask[: len(chunk)])
         return slopes if slope else total
 
     def _regulariser(self, pairs: _Pairs, masks: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,10 +15,11 @@ from salkit import masking
 from salkit.checks import check_choice, check_settings
 from salkit.downloads import progress_bar
 from salkit.methods.base import Cost, LearnedMap, check_pairs, label_names
-from salkit.models import Classifier
-from salkit.passes import pass_size, same_size_chunks, smaller_when_out_of_memory
+from salkit.models import Classifier, resolve_precision
+from salkit.passes import pass_size, same_size_passes, smaller_when_out_of_memory
 
 Loss = Literal["nll", "released"]
+Choice = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class LearnedMask(LearnedMap):
         n_steps: Adam steps.
         lr: Adam's learning rate.
         n_distractors: images drawn for every step; with gray and blur one composite does.
+        precision: of the passes; logits, losses and Adam are float32. `"auto"` is bfloat16 where that is faster
+            (`resolve_precision`).
         internal_batch_size: composites a forward pass at most (short passes are filled up to it); None chooses by image size.
         show_progress: a bar over the batches of pairs.
 
@@ -63,6 +66,7 @@ class LearnedMask(LearnedMap):
     n_steps: int = 2000
     lr: float = 0.05
     n_distractors: int = 10
+    precision: Choice = "float32"
     internal_batch_size: int | None = None
     show_progress: bool = False
 
@@ -71,6 +75,7 @@ class LearnedMask(LearnedMap):
         check_settings(self, counts=counts, weights=("tv", "l1"), rates=("lr",), flags=("show_progress",))
         check_choice("infill", self.infill, masking.INFILLS)
         check_choice("loss", self.loss, get_args(Loss))
+        check_choice("precision", self.precision, get_args(Choice))
 
     @property
     def composites_per_step(self) -> int:
@@ -80,6 +85,10 @@ class LearnedMask(LearnedMap):
     def cost(self) -> Cost:
         """`n_steps * n_distractors` forward-backward passes a pair (`n_steps` with gray or blur)."""
         return Cost(forward_backward=self.n_steps * self.composites_per_step)
+
+    def resolved(self, classifier: Classifier, device: torch.device) -> LearnedMask:
+        """With the precision that `"auto"` means there."""
+        return replace(self, precision=resolve_precision(self.precision, classifier, device))
 
     @smaller_when_out_of_memory
     def learn(
@@ -104,12 +113,16 @@ class LearnedMask(LearnedMap):
             raise ValueError(f"scale: expected a divisor of the image sides {tuple(inputs.shape[-2:])}, got {self.scale}")
         pool, draws = self._infills(classifier, inputs, target, distractors, seed, ids)
         learned = inputs.new_empty(len(inputs), inputs.shape[-2] // self.scale, inputs.shape[-1] // self.scale)
+        fast = classifier.fast(inputs, resolve_precision(self.precision, classifier, inputs.device))
+
+        def learn(full: Tensor) -> Tensor:
+            return self._learn(fast, inputs[full], target[full], pool, draws[full].to(inputs.device))
+
         size = pass_size(inputs, self.composites_per_step, self.internal_batch_size)
-        chunks = list(same_size_chunks(len(inputs), size))
-        fast = classifier.fast(inputs, "float32")
-        for pairs, full in progress_bar(chunks, self.show_progress, desc="learning masks"):
-            logits = self._learn(fast, inputs[full], target[full], pool, draws[full].to(inputs.device))
-            learned[pairs] = logits[: len(pairs)]
+        with progress_bar(None, self.show_progress, total=len(inputs), unit="pair", desc="learning masks") as bar:
+            for pairs, logits in same_size_passes(learn, len(inputs), size, inputs.device):
+                learned[pairs] = logits
+                bar.update(len(pairs))
         return learned
 
     def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:

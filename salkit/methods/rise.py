@@ -16,7 +16,7 @@ from salkit.downloads import progress_bar
 from salkit.kernels import one_thread
 from salkit.methods.base import Cost, check_pairs
 from salkit.models import Classifier
-from salkit.passes import batch_size, smaller_when_out_of_memory
+from salkit.passes import batch_size, in_parallel, smaller_when_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,18 @@ class RISE:
         """Heatmaps `(N, H, W)` in [0, about 1]; see `SaliencyMethod.attribute`. Pairs whose image is the same share their passes."""
         del distractors
         check_pairs(classifier, inputs, target)
-        names = np.array(masking.image_ids(inputs, ids))
+        names, fast = np.array(masking.image_ids(inputs, ids)), classifier.fast(inputs)
         heatmaps = torch.zeros_like(inputs[:, 0])
         for name in progress_bar(dict.fromkeys(names.tolist()), self.show_progress, desc="RISE"):
             rows = torch.from_numpy(np.flatnonzero(names == name)).to(inputs.device)
-            image = inputs[rows[0]]
-            for masks in self.masks(image, seed):
-                prob = classifier(image * masks).exp()[:, target[rows]]
+
+            def weighted(masks: Tensor, rows: Tensor = rows) -> Tensor:
+                prob = fast(inputs[rows[0]] * masks).exp()[:, target[rows]]
                 with one_thread():
-                    heatmaps[rows] += torch.einsum("mr,mhw->rhw", prob, masks.squeeze(1))
+                    return torch.einsum("mr,mhw->rhw", prob, masks.squeeze(1))
+
+            for some in in_parallel(weighted, self.masks(inputs[rows[0]], seed), inputs.device):
+                heatmaps[rows] += some
         return heatmaps / (self.n_masks * self.keep)
 
     def masks(self, image: Tensor, seed: int = 0) -> list[Tensor]:
