@@ -13,15 +13,15 @@ import typer
 
 from benchmarks.cases import CASES
 from benchmarks.harness import Row, heading, machine, table
-from benchmarks.scaling import HEADER, Growth, grow
+from benchmarks.scaling import Growth, grow, growth_table
 from benchmarks.speed import RATE, run_case
 from salkit.checks import check_choice
 from salkit.models import resolve_device
 
 READING = """\
-Composites per second and ratios: the median over rounds [least, most]; a ratio is taken within each round. *limit*: the bare
-net's best forward (learning: and input-gradient) rate at the same precision over nets, batch sizes and ways to use the cores. *released*: a plain loop
-that does what the paper's released code does. Memory: the peak of a process of its own beyond one that only loads the net and the images."""
+Composites per second and ratios: the median over rounds [least, most]; a ratio is taken within each round. *limit*: the bare net's best
+forward (learning: and input-gradient) rate at the same precision over nets, batch sizes and ways to use the cores. *released*: a plain
+loop that does what the paper's released code does. Memory: the peak of a process of its own beyond one that only loads net and images."""
 
 
 def main(
@@ -67,7 +67,7 @@ def report(where: dict[str, object], rows: list[Row], growth: list[Growth]) -> s
     parts.append(table(["net", "task", "way", RATE, "", "", "note"], rates))
     parts.append(table(["net", "task", "ratio", "found", "target", "verdict", "note"], ratios))
     if growth:
-        parts.append(table(HEADER, [g.cells() for g in growth]))
+        parts.append(growth_table(growth))
     return "\n\n".join(parts) + "\n"
 
 

@@ -46,8 +46,8 @@ class Measurement:
 
     def text(self, digits: int = 3) -> str:
         """The median and, in brackets, the extremes."""
-        middle, low, high = (f"{value:#.{digits}g}".rstrip(".") for value in (self.median, min(self.values), max(self.values)))
-        return f"{middle} [{low}, {high}]"
+        middle, low, high = (_digits(value, digits) for value in (self.median, min(self.values), max(self.values)))
+        return f"{middle} [{low}, {high}]" if len(self.values) > 1 else middle
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def machine(device: str) -> dict[str, object]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -165,6 +165,11 @@ def heading(where: Mapping[str, object]) -> str:
         f"{place}, {where['cores']} cores, {where['torch_threads']} torch threads, load {where['load_average']}; torch {where['torch']}, "
         f"commit {where['commit']}, {where['date']}"
     )
+
+
+def _digits(value: float, digits: int) -> str:
+    """That many significant digits at least, and no exponent for large numbers."""
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:#.{digits}g}".rstrip(".")
 
 
 def _synchronise(device: str) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from benchmarks import released
 from benchmarks.cases import CASES, Material, load
-from benchmarks.harness import ROOT, seconds
+from benchmarks.harness import ROOT, seconds, table
 from benchmarks.speed import released_curves
 from salkit.curves import insertion_curve
 from salkit.kernels import keep_allocator_pages
@@ -56,7 +57,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Growth:
-    """What a piece of work took: on one axis from the first, as a table shows it."""
+    """What a piece of work took, and what in it is more or less than in the first work of its task."""
 
     axis: str
     work: Work
@@ -64,43 +65,48 @@ class Growth:
     seconds: float
     megabytes: float
 
-    def cells(self) -> list[str]:
-        """For a table."""
+    def cells(self, first: Growth) -> list[str]:
+        """For a table, beside the first work of the task."""
         w = self.work
         sizes = [str(value) for value in (w.images, w.labels, w.side, w.n_points if "curves" in w.task else "-")]
-        rate = f"{self.composites / self.seconds:.1f}"
-        return [w.task, self.axis, *sizes, str(self.composites), f"{self.seconds:.2f}", rate, f"{self.megabytes:.0f}"]
+        time = [f"{self.seconds:.2f}", f"{self.seconds / first.seconds:.2f}"]
+        memory = [f"{self.megabytes:.0f}", f"{self.megabytes / first.megabytes:.2f}"]
+        return [w.task, self.axis, *sizes, str(self.composites), *time, f"{self.composites / self.seconds:.1f}", *memory]
 
     def record(self) -> dict[str, object]:
         """For the JSON file."""
         return asdict(self)
 
 
-HEADER = ["task", "grows", "images", "labels", "side", "points", "composites", "seconds", "composites/s", "peak MB"]
+def growth_table(found: list[Growth]) -> str:
+    """In Markdown."""
+    sizes = ["images", "labels", "side", "points", "composites"]
+    header = ["task", "other", *sizes, "seconds", "x", "composites/s", "peak MB", "x"]
+    first: dict[str, Growth] = {}
+    return table(header, [g.cells(first.setdefault(g.work.task, g)) for g in found])
 
 
 def plan(quick: bool) -> list[tuple[str, Work]]:
-    """What is measured and which axis it is for; the released way with the allocator both ways."""
-    base = [Work("learning"), Work("curves")]
-    others = [Work(f"released {work.task}", keep_pages=kept) for work in base for kept in (True, False)]
-    works = [("-", work) for work in base]
+    """What is measured and on which axis; the released way with the allocator both ways."""
+    works = []
+    for work in (Work("learning"), Work("curves")):
+        works.append(("", work))
+        if not quick:
+            works += [("images", replace(work, images=4)), ("labels", replace(work, labels=4)), ("side", replace(work, side=112))]
     if not quick:
-        for work in base:
-            works += [("images", replace(work, images=n)) for n in (1, 4)]
-            works += [("labels", replace(work, labels=n)) for n in (1, 4)]
-            works += [("side", replace(work, side=side)) for side in (112, 160)]
-        works += [("points", replace(base[1], n_points=n)) for n in (14, 56)]
-        works += [("pages kept" if work.keep_pages else "allocator as found", work) for work in others]
+        works.append(("points", replace(work, n_points=2 * CASE.n_points)))
+        for task in ("released learning", "released curves"):
+            works += [("", Work(task)), ("allocator as found", Work(task, keep_pages=False))]
     return works
 
 
 def grow(device: str, quick: bool) -> list[Growth]:
     """Measure the plan; memory is what a process takes beyond one that only loads the net and the images."""
-    nothing = {side: _in_process(Work("nothing", side=side), device)[1] for side in {work.side for _, work in plan(quick)}}
+    _, nothing = _in_process(Work("nothing"), device)
     found = []
     for axis, work in plan(quick):
         taken, peak = _in_process(work, device)
-        found.append(Growth(axis, work, TASKS[work.task][0](work), taken, (peak - nothing[work.side]) / 2**20))
+        found.append(Growth(axis, work, TASKS[work.task][0](work), taken, (peak - nothing) / 2**20))
     return found
 
 
@@ -159,8 +165,18 @@ def measure(work: Work, device: str) -> tuple[float, int]:
     taken = seconds(lambda: run(work, material), device)
     if device.startswith("cuda"):
         return taken, torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return taken, peak if sys.platform == "darwin" else peak * 1024
+    return taken, _peak()
+
+
+def _peak() -> int:
+    """The most memory this process has had, in bytes.
+
+    Linux counts what the parent had before the program started into `ru_maxrss`, but not into `VmHWM`.
+    """
+    if sys.platform == "linux":
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _in_process(work: Work, device: str) -> tuple[float, int]:

@@ -80,7 +80,10 @@ def curve_rows(case: Case, material: Material, limits: Limits, device: str) -> l
     else:
         missing = "torchcam is not installed: pip install torchcam==0.5.0"
     found = round_robin(contestants, case.repeats, device)
-    notes = (("released", f"one image a pass; {ALLOCATOR}"), ("torchcam", "DeletionInsertionMetric, both of its curves counted"))
+    notes = (
+        ("released", f"one image at a time, an argsort and a mask a point; {ALLOCATOR}"),
+        ("torchcam", "DeletionInsertionMetric, both of its curves counted"),
+    )
     rows = [*rate_rows(case, "curves", found, *notes), *limit_rows(case, "curves", found)]
     for precision, bound in zip(PRECISIONS, case.curves_targets or (None, None), strict=True):
         rows.append(ratio_row(case, "curves", found, f"salkit {precision}", "released", Target(bound) if bound else None))
@@ -97,7 +100,7 @@ def effect_rows(case: Case, curves: dict[Precision, Tensor]) -> list[Row]:
     if len(curves) == len(PRECISIONS):
         apart = (auc(curves["float32"]) - auc(curves["bfloat16"])).abs()
         mean, largest = (Measurement("AUC", (value.item(),)) for value in (apart.mean(), apart.max()))
-    names = ("AUC, |bfloat16 - float32|, mean over pairs", "AUC, |bfloat16 - float32|, max over pairs")
+    names = ("bfloat16 moves the AUC by, mean over pairs", "bfloat16 moves the AUC by, max over pairs")
     return [
         Row(case.title, "curves", name, found, AUC_TARGET, unit="probability") for name, found in zip(names, (mean, largest), strict=True)
     ]
