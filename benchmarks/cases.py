@@ -33,7 +33,7 @@ class Case:
         finalists: ways that go from the search into the rounds.
         repeats: rounds.
         pairs: whose masks the kit learns at a time.
-        n_steps: of learning.
+        n_steps: of learning; the released way takes half as many, each with `released_images` times ten composites.
         released_images: a batch of the released way.
         curve_pairs: whose curves the kit evaluates.
         other_curves: curves of the released way, and images for torch-cam.
@@ -78,6 +78,17 @@ class Case:
             other_curves=1,
         )
 
+    def on_gpu(self) -> Case:
+        """Passes and runs large enough for a GPU."""
+        return replace(
+            self,
+            batches=tuple(16 * batch for batch in self.batches),
+            short=16 * self.short,
+            long=16 * self.long,
+            pairs=8 * self.pairs,
+            curve_pairs=8 * self.curve_pairs,
+        )
+
 
 CASES = {
     "resnet20": Case(
@@ -94,10 +105,10 @@ CASES = {
         finalists=2,
         repeats=5,
         pairs=32,
-        n_steps=6,
+        n_steps=10,
         released_images=10,
         curve_pairs=32,
-        other_curves=10,
+        other_curves=20,
         learning_target=4.0,
         curves_targets=(1.4, 2.5),
     ),
@@ -113,12 +124,12 @@ CASES = {
         short=16,
         long=64,
         finalists=2,
-        repeats=4,
+        repeats=6,
         pairs=8,
         n_steps=2,
         released_images=10,
         curve_pairs=8,
-        other_curves=2,
+        other_curves=4,
         learning_target=2.8,
         curves_targets=(2.0, 3.5),
     ),
@@ -183,11 +194,12 @@ class Material:
 
 
 def load(case: Case, device: str) -> Material:
-    """The net and the images of a case."""
+    """The net and the images of a case, first those whose own label is in the list."""
     make_net, load_weights = CLASSIFIERS[case.classifier]
     torch.manual_seed(0)
     net = make_net()
     images = load_images(case.data)
+    images = images.subset(sorted(range(len(images)), key=lambda i: int(images.labels[i]) not in case.labels))
     if case.pretrained:
         load_weights(net)
     else:
