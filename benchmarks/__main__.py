@@ -16,6 +16,7 @@ from benchmarks.harness import Row, heading, machine, table
 from benchmarks.scaling import Growth, grow, growth_table
 from benchmarks.speed import RATE, run_case
 from salkit.checks import check_choice
+from salkit.cli import errors
 from salkit.models import resolve_device
 
 READING = """\
@@ -32,10 +33,11 @@ def main(
     scaling: Annotated[bool, typer.Option(help="Measure peak memory and growth, too.")] = True,
 ) -> None:
     """Time mask learning and insertion curves beside their limit, the released way and torch-cam."""
-    place = resolve_device(device)
     names = case or [name for name in CASES if CASES[name].pretrained or not quick]
-    for name in names:
-        check_choice("case", name, sorted(CASES))
+    with errors():
+        place = resolve_device(device)
+        for name in names:
+            check_choice("case", name, sorted(CASES))
     where = machine(place)
     began = time.perf_counter()
     rows: list[Row] = []
