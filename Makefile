@@ -17,7 +17,7 @@ PY    := $(ENV)/bin/python
 READY := $(ENV)/.salkit-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce runs plan test test-fast test-faults test-notebooks record lab lint clean
+.PHONY: help env reproduce runs plan test test-fast test-faults test-notebooks record bench lab lint clean
 
 help:  ## this list
 	@echo "usage: make TARGET [PROFILE=smoke|demo|paper] [NOTEBOOK=03] [OUTPUT=runs/demo] [STORE=FOLDER] [EXECUTOR=dask WORKERS=2]"; echo
@@ -58,6 +58,10 @@ record: $(READY)  ## run the notebooks in place and record their outputs and exp
 	rm -rf runs/notebook
 	TQDM_DISABLE=1 SALKIT_RECORD=1 $(PY) -m jupyter nbconvert --to notebook --execute --inplace notebooks/0*.ipynb
 	$(PY) -m ruff format --quiet notebooks
+
+bench: $(READY)  ## speed and memory beside the bare net, the released code's way and torch-cam, about eight minutes: runs/bench
+	-$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torchcam
+	$(PY) -m benchmarks --out runs/bench
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyter lab notebooks

@@ -1,0 +1,224 @@
+"""What is measured: nets with their images, how much work a run is, and the targets."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from salkit import masking
+from salkit.data import load_images
+from salkit.image_files import IMAGENET_SAMPLE_LABELS
+from salkit.models import CLASSIFIERS, Classifier
+
+
+@dataclass(frozen=True)
+class Case:
+    """A net and how long to measure it.
+
+    Args:
+        title: in the tables.
+        classifier: name of the net.
+        data: name of its images.
+        labels: the label list.
+        scale: of the masks.
+        l1: weight of the masks' area.
+        n_points: of a curve, without the empty image.
+        batches: sizes of a pass that the search for the limit tries.
+        short: composites of one try; `long` ones in every round.
+        long: composites of a limit's run.
+        finalists: ways that go from the search into the rounds.
+        repeats: rounds.
+        pairs: whose masks the kit learns at a time.
+        n_steps: of learning; the released way takes half as many, each with `released_images` times ten composites.
+        released_images: a batch of the released way.
+        curve_pairs: whose curves the kit evaluates.
+        other_curves: curves of the released way, and images for torch-cam.
+        pretrained: False for random weights.
+        learning_target: times the released way.
+        curves_targets: times the released way, in float32 and bfloat16.
+    """
+
+    title: str
+    classifier: str
+    data: str
+    labels: tuple[int, ...]
+    scale: int
+    l1: float
+    n_points: int
+    batches: tuple[int, ...]
+    short: int
+    long: int
+    finalists: int
+    repeats: int
+    pairs: int
+    n_steps: int
+    released_images: int
+    curve_pairs: int
+    other_curves: int
+    pretrained: bool = True
+    learning_target: float | None = None
+    curves_targets: tuple[float, float] | None = None
+
+    def quick(self) -> Case:
+        """The same code with next to no work: whether it runs, not how fast."""
+        return replace(
+            self,
+            batches=self.batches[-2:-1],
+            long=self.short,
+            finalists=1,
+            repeats=2,
+            pairs=min(8, self.pairs),
+            n_steps=1,
+            released_images=2,
+            curve_pairs=min(4, self.curve_pairs),
+            other_curves=1,
+        )
+
+    def on_gpu(self) -> Case:
+        """Passes and runs large enough for a GPU."""
+        return replace(
+            self,
+            batches=tuple(16 * batch for batch in self.batches),
+            short=16 * self.short,
+            long=16 * self.long,
+            pairs=8 * self.pairs,
+            curve_pairs=8 * self.curve_pairs,
+        )
+
+
+CASES = {
+    "resnet20": Case(
+        title="ResNet-20, 32",
+        classifier="cifar10-resnet20",
+        data="cifar10-samples",
+        labels=tuple(range(10)),
+        scale=1,
+        l1=1e-3,
+        n_points=64,
+        batches=(32, 64, 128),
+        short=256,
+        long=2048,
+        finalists=2,
+        repeats=5,
+        pairs=32,
+        n_steps=10,
+        released_images=10,
+        curve_pairs=32,
+        other_curves=20,
+        learning_target=4.0,
+        curves_targets=(1.4, 2.5),
+    ),
+    "efficientnet": Case(
+        title="EfficientNet-Lite0, 224",
+        classifier="efficientnet-lite0",
+        data="imagenet-samples",
+        labels=IMAGENET_SAMPLE_LABELS,
+        scale=4,
+        l1=2e-5,
+        n_points=28,
+        batches=(2, 4, 8, 16),
+        short=16,
+        long=64,
+        finalists=2,
+        repeats=6,
+        pairs=8,
+        n_steps=2,
+        released_images=10,
+        curve_pairs=8,
+        other_curves=4,
+        learning_target=2.8,
+        curves_targets=(2.0, 3.5),
+    ),
+    # Ten images a batch of the released way would take 10 GB here, for the same rate.
+    "resnet50": Case(
+        title="ResNet50 (random weights), 224",
+        classifier="resnet50",
+        data="imagenet-samples",
+        labels=IMAGENET_SAMPLE_LABELS,
+        scale=4,
+        l1=2e-5,
+        n_points=28,
+        batches=(4, 8),
+        short=16,
+        long=32,
+        finalists=1,
+        repeats=3,
+        pairs=4,
+        n_steps=1,
+        released_images=2,
+        curve_pairs=4,
+        other_curves=1,
+        pretrained=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Material:
+    """A case's net and pairs on a device.
+
+    Attributes:
+        net: as it was loaded, for the other ways.
+        labels: the label list.
+        images: `(P, 3, H, W)`, also the pool of distractors.
+        ids: their names.
+    """
+
+    net: nn.Module
+    labels: tuple[int, ...]
+    images: Tensor
+    ids: tuple[str, ...]
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The kit's, with a softmax over the label list as in the released code; the allocator keeps its pages from its making on."""
+        return Classifier(self.net, self.labels, "labels")
+
+    def pairs(self, n: int) -> tuple[Tensor, Tensor, list[str]]:
+        """The first `n` pairs: every image with its most probable label, then every image with the next one in the list, ..."""
+        which = torch.arange(n) % len(self.images)
+        with torch.no_grad():
+            best = torch.cat([self.classifier(x).argmax(1) for x in self.images.split(8)]).cpu()
+        target = (best[which] + torch.arange(n) // len(self.images)) % len(self.labels)
+        return self.images[which.to(self.images.device)], target.to(self.images.device), [self.ids[i] for i in which.tolist()]
+
+    def heatmaps(self, n: int) -> Tensor:
+        """`n` smooth random maps `(n, H, W)`: blobs like those of a saliency map, no two pixels alike."""
+        side = self.images.shape[-1]
+        noise = torch.randn(n, 1, side, side, generator=torch.Generator().manual_seed(0))
+        return masking.gaussian_blur(noise, side // 8, side / 16).squeeze(1).to(self.images.device)
+
+
+def load(case: Case, device: str) -> Material:
+    """The net and the images of a case, first those whose own label is in the list."""
+    make_net, load_weights = CLASSIFIERS[case.classifier]
+    torch.manual_seed(0)
+    net = make_net()
+    images = load_images(case.data)
+    images = images.subset(sorted(range(len(images)), key=lambda i: int(images.labels[i]) not in case.labels))
+    if case.pretrained:
+        load_weights(net)
+    else:
+        settle(net, images.images[:8])
+    return Material(net.eval().to(device), case.labels, images.images.to(device), images.ids)
+
+
+@torch.no_grad()
+def settle(net: nn.Module, images: Tensor) -> None:
+    """Give the batch norms of a net with random weights the moments of some images; its logits would grow beyond any softmax otherwise."""
+    momenta = {m: m.momentum for m in net.modules() if isinstance(m, nn.BatchNorm2d)}
+    for norm in momenta:
+        norm.momentum = 1.0
+    net.train()(images)
+    for norm, momentum in momenta.items():
+        norm.momentum = momentum
+
+
+def plain_net(material: Material, precision: str) -> nn.Module:
+    """The net for the limit without anything of the kit: frozen, channels last, in the precision."""
+    net = copy.deepcopy(material.net).requires_grad_(False).to(memory_format=torch.channels_last)
+    return net.to(getattr(torch, precision))

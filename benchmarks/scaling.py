@@ -1,0 +1,192 @@
+"""How time and peak memory grow with images, labels, image size and points, each measured in a process of its own.
+
+python -m benchmarks.scaling '{"task": "learning", "images": 4}'        # one of them, as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks import released
+from benchmarks.cases import CASES, Material, load
+from benchmarks.harness import ROOT, seconds, table
+from benchmarks.speed import released_curves
+from salkit.curves import insertion_curve
+from salkit.kernels import keep_allocator_pages
+from salkit.methods import LearnedMask
+
+CASE = CASES["efficientnet"]
+N_STEPS, N_DISTRACTORS = 2, 10
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work for EfficientNet-Lite0.
+
+    Args:
+        task: a name of `TASKS`.
+        images: how many.
+        labels: how many of each image; pairs are images times labels.
+        side: of the images, in pixels.
+        n_points: of a curve.
+        keep_pages: whether the allocator keeps its pages, as it does wherever the kit is used.
+    """
+
+    task: str
+    images: int = 2
+    labels: int = 2
+    side: int = 224
+    n_points: int = CASE.n_points
+    keep_pages: bool = True
+
+    @property
+    def pairs(self) -> int:
+        """How many."""
+        return self.images * self.labels
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What a piece of work took, and what in it is more or less than in the first work of its task."""
+
+    axis: str
+    work: Work
+    composites: int
+    seconds: float
+    megabytes: float
+
+    def cells(self, first: Growth) -> list[str]:
+        """For a table, beside the first work of the task."""
+        w = self.work
+        sizes = [str(value) for value in (w.images, w.labels, w.side, w.n_points if "curves" in w.task else "-")]
+        time = [f"{self.seconds:.2f}", f"{self.seconds / first.seconds:.2f}"]
+        memory = [f"{self.megabytes:.0f}", f"{self.megabytes / first.megabytes:.2f}"]
+        return [w.task, self.axis, *sizes, str(self.composites), *time, f"{self.composites / self.seconds:.1f}", *memory]
+
+    def record(self) -> dict[str, object]:
+        """For the JSON file."""
+        return asdict(self)
+
+
+def growth_table(found: list[Growth]) -> str:
+    """In Markdown."""
+    sizes = ["images", "labels", "side", "points", "composites"]
+    header = ["task", "other", *sizes, "seconds", "x", "composites/s", "peak MB", "x"]
+    first: dict[str, Growth] = {}
+    return table(header, [g.cells(first.setdefault(g.work.task, g)) for g in found])
+
+
+def plan(quick: bool) -> list[tuple[str, Work]]:
+    """What is measured and on which axis; the released way with the allocator both ways."""
+    works = []
+    for work in (Work("learning"), Work("curves")):
+        works.append(("", work))
+        if not quick:
+            works += [("images", replace(work, images=4)), ("labels", replace(work, labels=4)), ("side", replace(work, side=112))]
+    if not quick:
+        works.append(("points", replace(work, n_points=2 * CASE.n_points)))
+        for task in ("released learning", "released curves"):
+            works += [("", Work(task)), ("allocator as found", Work(task, keep_pages=False))]
+    return works
+
+
+def grow(device: str, quick: bool) -> list[Growth]:
+    """Measure the plan; memory is what a process takes beyond one that only loads the net and the images."""
+    _, nothing = _in_process(Work("nothing"), device)
+    found = []
+    for axis, work in plan(quick):
+        taken, peak = _in_process(work, device)
+        found.append(Growth(axis, work, TASKS[work.task][0](work), taken, (peak - nothing) / 2**20))
+    return found
+
+
+def pairs(work: Work, material: Material) -> tuple[Tensor, Tensor, list[str]]:
+    """Every image with each of its labels."""
+    images = material.images[: work.images].repeat_interleave(work.labels, 0)
+    target = torch.arange(work.labels, device=images.device).repeat(work.images)
+    return images, target, [name for name in material.ids[: work.images] for _ in range(work.labels)]
+
+
+def learn(work: Work, material: Material) -> None:
+    """Masks of the kit."""
+    inputs, target, ids = pairs(work, material)
+    method = LearnedMask(scale=CASE.scale, l1=CASE.l1, n_steps=N_STEPS, n_distractors=N_DISTRACTORS)
+    method.learn(material.classifier, inputs, target, distractors=material.images, ids=ids)
+
+
+def evaluate(work: Work, material: Material) -> None:
+    """Curves of the kit."""
+    inputs, target, _ = pairs(work, material)
+    insertion_curve(material.classifier, inputs, target, material.heatmaps(work.pairs), n_steps=work.n_points)
+
+
+def released_learn(work: Work, material: Material) -> None:
+    """Masks the released way, all pairs in one batch."""
+    inputs, target, _ = pairs(work, material)
+    draws = torch.randint(len(material.images), (work.pairs, N_STEPS, N_DISTRACTORS), device=inputs.device)
+    released.learn_masks(material.net, inputs, target, material.images, draws, CASE.labels, scale=CASE.scale, l1=CASE.l1)
+
+
+def released_evaluate(work: Work, material: Material) -> None:
+    """Curves the released way."""
+    inputs, target, _ = pairs(work, material)
+    released_curves(material.net, inputs, target, material.heatmaps(work.pairs), CASE.labels, work.n_points)
+
+
+TASKS: dict[str, tuple[Callable[[Work], int], Callable[[Work, Material], None]]] = {
+    "nothing": (lambda work: 0, lambda work, material: None),
+    "learning": (lambda work: work.pairs * N_STEPS * N_DISTRACTORS, learn),
+    "curves": (lambda work: work.pairs * (work.n_points + 1), evaluate),
+    "released learning": (lambda work: work.pairs * N_STEPS * N_DISTRACTORS, released_learn),
+    "released curves": (lambda work: work.pairs * work.n_points, released_evaluate),
+}
+"""Name -> how many composites, and how to do it."""
+
+
+def measure(work: Work, device: str) -> tuple[float, int]:
+    """Seconds of the second run, and the most memory that this process (or its GPU) has had, in bytes."""
+    material = load(CASE, device)
+    if work.keep_pages:
+        keep_allocator_pages()
+    if work.side != material.images.shape[-1]:
+        material = replace(material, images=F.interpolate(material.images, size=work.side, mode="bilinear", antialias=True))
+    run = TASKS[work.task][1]
+    run(work, material)
+    taken = seconds(lambda: run(work, material), device)
+    if device.startswith("cuda"):
+        return taken, torch.cuda.max_memory_allocated(device)
+    return taken, _peak()
+
+
+def _peak() -> int:
+    """The most memory this process has had, in bytes.
+
+    Linux counts what the parent had before the program started into `ru_maxrss`, but not into `VmHWM`.
+    """
+    if sys.platform == "linux":
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _in_process(work: Work, device: str) -> tuple[float, int]:
+    command = [sys.executable, "-m", "benchmarks.scaling", json.dumps(asdict(work)), device]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
+    taken, peak = json.loads(done.stdout)
+    return taken, peak
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Work(**json.loads(sys.argv[1])), *(sys.argv[2:] or ["cpu"]))))
