@@ -14,6 +14,8 @@ else
 ENV := .venv
 endif
 PY    := $(ENV)/bin/python
+# Threads share one heap, whose pages are kept: see salkit/kernels.py.
+export MALLOC_ARENA_MAX ?= 1
 READY := $(ENV)/.salkit-ready
 
 .DEFAULT_GOAL := help

@@ -17,6 +17,8 @@ import torch
 from distributed import Nanny, Scheduler, Worker
 from tqdm import tqdm
 
+from salkit.kernels import ALLOCATOR
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -93,7 +95,7 @@ def local_cluster(workers: int | None = None) -> Iterator[Cluster]:
 def environment(i: int, n: int) -> dict[str, str]:
     """What worker i of n is told: its share of the cores, and its GPU where there are any."""
     threads = str(max(1, (os.cpu_count() or 1) // n))
-    found = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    found = ALLOCATOR | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     if gpus := torch.cuda.device_count():
         names = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
         found["CUDA_VISIBLE_DEVICES"] = names[i % gpus]

@@ -44,7 +44,7 @@ class EvenLinear(nn.Linear):
 
 @torch.no_grad()
 def fold_batch_norms(net: nn.Module, probe: Tensor) -> nn.Module:
-    """A copy of a net in eval mode whose batch norms are part of the convolutions before them: the same function but for rounding.
+    """A copy of a net in eval mode whose batch norms and paddings are part of its convolutions: the same function but for rounding.
 
     Which norm follows which convolution is seen on a forward pass of `probe` `(N, 3, H, W)`, so that it works for nets that cannot be
     traced. Whoever calls this compares the logits: other layers may read a convolution's output, too.
@@ -76,6 +76,11 @@ def fold_batch_norms(net: nn.Module, probe: Tensor) -> nn.Module:
             moments = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
             conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *moments)
             folded.set_submodule(names[norm], nn.Identity())
+    for conv in (m for m in names if isinstance(m, nn.Conv2d)):
+        # EfficientNet-Lite's convolutions copy their input to pad it, most of them evenly.
+        pads = getattr(getattr(conv, "static_padding", None), "padding", None)
+        if isinstance(pads, tuple) and len(set(pads)) == 1 and conv.padding == (0, 0):
+            conv.padding, conv.static_padding = (pads[0], pads[0]), nn.Identity()
     return folded.requires_grad_(False)
 
 
@@ -90,14 +95,20 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1"}
+"""For the environment of processes that are started: later than at its start a process with threads does not heed this any more."""
+
+
 @cache
 def keep_allocator_pages() -> None:
-    """Tell glibc once to keep freed memory.
+    """Tell glibc once to keep freed memory, for all threads together.
 
     It would give every large buffer back to the system after each pass and fault its pages in again at the next: on two cores
-    EfficientNet-Lite0 then runs at a quarter of its speed.
+    EfficientNet-Lite0 then runs at a quarter of its speed. What threads have for themselves would be given back even so, unless there is
+    only one arena: a pass then takes 15 % longer.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: from how many bytes on it would
             _ = mallopt(option, 2**31 - 1) or mallopt(option, 2**25)
+        mallopt(-8, int(ALLOCATOR["MALLOC_ARENA_MAX"]))

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from salkit.executors import check_executor
 from salkit.image_files import data_dir
+from salkit.kernels import ALLOCATOR
 from salkit.profiles import get_profile
 from salkit.report import clock, write_index
 from salkit.store import Store as ResultStore
@@ -82,6 +83,7 @@ def reproduce(
         (output / part).mkdir(parents=True, exist_ok=True)
     expected = expected_values(profile)
     kept = ResultStore(store or output / "store")
+    os.environ.update(ALLOCATOR | os.environ)  # kernels inherit it
     progress = _Progress([(p.stem, expected.get(p.stem, {}).get("seconds")) for p in paths], console or Console(), kept.unfinished)
     try:
         with _workers(executor, workers, progress.console) as address, progress:

@@ -23,6 +23,20 @@ Choice = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """Adam's steps and rate, how many distractors a step takes, and whether all of the pool are drawn before one comes again."""
+
+    n_steps: int
+    lr: float
+    n_distractors: int
+    stratified: bool
+
+
+SCHEDULES = {"paper": Schedule(2000, 0.05, 10, stratified=False), "fast": Schedule(2000, 0.05, 1, stratified=True)}
+"""As published, and a tenth of its passes: notebook 07 has what that does to scores."""
+
+
+@dataclass(frozen=True)
 class LearnedMask(LearnedMap):
     """Masks by optimisation, Equation 4: minimise over M  `E[loss(f, x~, a)] + tv * TV(M^s) + l1 * ||M^s||_1`.
 
@@ -40,7 +54,8 @@ class LearnedMask(LearnedMap):
         infill: `"random_image"` from the distractors (Equation 2), `"gray"` (0) or `"blur"`.
         loss: `"nll"` is the text, the mean over distractors of `-log f(x~, a)`. `"released"` is the published code: the
             probabilities are averaged over the distractors, and cross-entropy takes that average for logits.
-        n_steps: Adam steps.
+        schedule: `"paper"` as published, `"fast"` with a tenth of the passes; see `SCHEDULES`.
+        n_steps: Adam steps; None for the schedule's, as for the next two.
         lr: Adam's learning rate.
         n_distractors: images drawn for every step; with gray and blur one composite does.
         precision: of the passes; logits, losses and Adam are float32. `"auto"` is bfloat16 where that is faster
@@ -54,8 +69,8 @@ class LearnedMask(LearnedMap):
         ValueError: a setting out of range.
 
     Example:
-        >>> LearnedMask(scale=1, tv=0.001).cost().forward_backward
-        20000
+        >>> [LearnedMask(schedule=name).cost().forward_backward for name in ("paper", "fast")]
+        [20000, 2000]
     """
 
     scale: int = 4
@@ -63,14 +78,19 @@ class LearnedMask(LearnedMap):
     l1: float = 2e-5
     infill: masking.Infill = "random_image"
     loss: Loss = "nll"
-    n_steps: int = 2000
-    lr: float = 0.05
-    n_distractors: int = 10
+    schedule: Literal["paper", "fast"] = "paper"
+    n_steps: int = None  # type: ignore[assignment]  # set from the schedule
+    lr: float = None  # type: ignore[assignment]
+    n_distractors: int = None  # type: ignore[assignment]
     precision: Choice = "float32"
     internal_batch_size: int | None = None
     show_progress: bool = False
 
     def __post_init__(self) -> None:
+        check_choice("schedule", self.schedule, sorted(SCHEDULES))
+        for name in ("n_steps", "lr", "n_distractors"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(SCHEDULES[self.schedule], name))
         counts = ("scale", "n_steps", "n_distractors", "internal_batch_size")
         check_settings(self, counts=counts, weights=("tv", "l1"), rates=("lr",), flags=("show_progress",))
         check_choice("infill", self.infill, masking.INFILLS)
@@ -103,7 +123,8 @@ class LearnedMask(LearnedMap):
     ) -> Tensor:
         """The masks' logits `(N, H/s, W/s)`; see `LearnedMap`. Rounded to float16 they resolve masks near 0 and 1 best.
 
-        Distractors are drawn with replacement for every step; an image that equals the explained one is left out of its draws.
+        Distractors are drawn with replacement for every step, or (`"fast"`) each of the pool in a random order before any comes again; an
+        image that equals the explained one is left out of its draws.
 
         Raises:
             ValueError: the image side is no multiple of `scale`; random-image infill without a usable distractor.
@@ -157,8 +178,16 @@ class LearnedMask(LearnedMap):
             if not len(usable[name]):
                 raise ValueError(f"distractors: expected an image other than the explained one ({name}), got only that one")
             generator = masking.pair_generator(seed, name, label, "distractors")
-            draws[i] = usable[name][generator.integers(len(usable[name]), size=draws.shape[1:])]
+            draws[i] = usable[name][self._draw(generator, len(usable[name]))]
         return pool, torch.from_numpy(draws)
+
+    def _draw(self, generator: np.random.Generator, n: int) -> np.ndarray:
+        """Which of n images each step sees, `(n_steps, n_distractors)`."""
+        shape = (self.n_steps, self.n_distractors)
+        if not SCHEDULES[self.schedule].stratified:
+            return generator.integers(n, size=shape)
+        rounds = -(-shape[0] * shape[1] // n)
+        return generator.permuted(np.tile(np.arange(n), (rounds, 1)), axis=1).ravel()[: shape[0] * shape[1]].reshape(shape)
 
     def _learn(self, classifier: Classifier, inputs: Tensor, target: Tensor, pool: Tensor, draws: Tensor) -> Tensor:
         """Logits of one batch of pairs, after all steps."""
