@@ -5,6 +5,7 @@ NOTEBOOK ?=
 STORE    ?=
 EXECUTOR ?= serial
 WORKERS  ?=
+SCHEDULE ?=
 PYTHON   ?= python3
 
 # An active conda environment is used as it is; otherwise everything lives in .venv.
@@ -35,7 +36,8 @@ $(READY): pyproject.toml constraints.txt
 
 reproduce: $(READY)  ## execute the notebooks and write OUTPUT/index.html; goes on where a run was stopped
 	$(PY) -m salkit reproduce --profile $(PROFILE) --output $(OUTPUT) --executor $(EXECUTOR) \
-	  $(if $(NOTEBOOK),--notebook $(NOTEBOOK)) $(if $(STORE),--store $(STORE)) $(if $(WORKERS),--workers $(WORKERS))
+	  $(if $(NOTEBOOK),--notebook $(NOTEBOOK)) $(if $(STORE),--store $(STORE)) $(if $(WORKERS),--workers $(WORKERS)) \
+	  $(if $(SCHEDULE),-p schedule=$(SCHEDULE))
 
 runs: $(READY)  ## what the store of a run holds: progress, size, age
 	$(PY) -m salkit runs --store $(or $(STORE),$(OUTPUT)/store)

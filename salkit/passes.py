@@ -89,15 +89,13 @@ def workers(device: torch.device) -> int:
 
 
 def even_size(n: int, size: int, device: torch.device) -> int:
-    """At most `size` and at least two, so that passes over n images keep all workers busy to the end.
+    """At most `size` and at least two, so that passes over n images keep all workers busy to the end and few are filled up.
 
     Example:
-        >>> even_size(20, 8, torch.device("cuda"))  # on a CPU with two threads 6: four passes of 6, 6, 6 and 2
+        >>> even_size(20, 8, torch.device("cuda"))  # three passes; on a CPU with two threads 6: four
         8
     """
     at_once = workers(device)
-    if at_once == 1:
-        return size
     each = -(-n // (at_once * -(-n // (at_once * size))))
     return min(size, each + each % 2)
 

@@ -6,14 +6,16 @@ A profile changes sizes (and which data and classifier those sizes are for), nev
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from salkit.checks import check_choice
 from salkit.data import ImageSet, load_images
 from salkit.image_files import IMAGENET_SAMPLE_LABELS, IMAGENETTE_LABELS
 from salkit.masker_training import MaskerRecipe
 from salkit.methods import CenteredGaussian, LearnedMask, Random, SaliencyMethod, get_method, same_map_for_all_labels
+from salkit.methods.learned_mask import SCHEDULES
 from salkit.methods.masker import masker_path
 from salkit.scores import Protocol
 
@@ -28,15 +30,16 @@ class Study:
         labels: the label list; None for all classes of the net.
         n_images: how many images are drawn from the data set.
         pool: how many training images the distractors are drawn from.
-        n_steps, n_distractors, lr: of mask learning; fewer steps take a higher rate.
+        n_steps, n_distractors, lr: of mask learning, None for the schedule's; fewer steps take a higher rate.
         l1: weight of the mask's area, about one over the number of pixels.
         n_points: points of a curve, None for every pixel count.
-        picture_steps: steps of the few masks that are shown as pictures.
+        picture_steps: steps of the few masks that are shown as pictures; None for the schedule's.
         held_out: how many other images the thresholds of the saliency metric are chosen on.
         masker_images: how many images notebook 00 shows in training: two phases of Dabkowski and Gal, and Phang et al.
         sanity_images: how many images the layers are randomised for.
         own_label_images: how many images best effort on their own two best classes is measured on.
         grid_images: how many of the images the grid of protocols is learned on.
+        schedule: of mask learning, see `LearnedMask`.
         preset: of the other methods, see `salkit.methods.get_method`.
         images_per_batch: images handed to a method at a time.
     """
@@ -46,18 +49,19 @@ class Study:
     labels: tuple[int, ...] | None
     n_images: int
     pool: int
-    n_steps: int
-    n_distractors: int
-    lr: float
+    n_steps: int | None
+    n_distractors: int | None
+    lr: float | None
     l1: float
     n_points: int | None
-    picture_steps: int
+    picture_steps: int | None
     images_per_batch: int = 20
     held_out: int = 0
     own_label_images: int = 2
     grid_images: int = 0
     masker_images: tuple[int, int, int] = (120, 360, 360)
     sanity_images: int = 2
+    schedule: Literal["paper", "fast"] = "fast"
     preset: Literal["source", "fast"] = "fast"
 
     def images(self) -> ImageSet:
@@ -67,8 +71,9 @@ class Study:
 
     def learned_mask(self, protocol: Protocol, **settings: object) -> LearnedMask:
         """The paper's method at this study's size."""
-        sizes = {"n_steps": self.n_steps, "n_distractors": self.n_distractors, "lr": self.lr, "l1": self.l1, "loss": protocol.loss}
-        return LearnedMask(**(sizes | settings))  # type: ignore[arg-type]
+        names = ("schedule", "n_steps", "n_distractors", "lr", "l1")
+        sizes = {name: getattr(self, name) for name in names} | {"loss": protocol.loss}
+        return LearnedMask(**(sizes | settings))
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,10 @@ PROFILES = {
     ),
     "paper": Profile(
         "paper",
-        Study("cifar10", "cifar10-resnet164", None, 1000, 1000, 2000, 10, 0.05, 1e-3, None, 2000, 100),
+        Study("cifar10", "cifar10-resnet164", None, 1000, 1000, None, None, None, 1e-3, None, None, 100, schedule="paper"),
         Study(
-            *("imagenette", "resnet50", IMAGENETTE_LABELS, 1000, 1000, 2000, 10, 0.05, 2e-5, 28, 2000),
+            *("imagenette", "resnet50", IMAGENETTE_LABELS, 1000, 1000, None, None, None, 2e-5, 28, None),
+            schedule="paper",
             held_out=200,
             own_label_images=1000,
             grid_images=1000,
@@ -136,11 +142,11 @@ PROFILES = {
 """`smoke` shows that everything runs, `demo` fits a laptop, `paper` has the paper's sizes and wants a GPU."""
 
 
-def get_profile(name: str) -> Profile:
-    """A profile by name.
+def get_profile(name: str, schedule: str = "") -> Profile:
+    """A profile by name, with another schedule of mask learning than its own if one is named.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name or schedule.
 
     Example:
         >>> get_profile("paper").imagenette.n_images
@@ -148,7 +154,12 @@ def get_profile(name: str) -> Profile:
     """
     if name not in list(PROFILES):
         raise ValueError(f"profile: expected one of {list(PROFILES)}, got {name!r}")
-    return PROFILES[name]
+    profile = PROFILES[name]
+    if not schedule:
+        return profile
+    check_choice("schedule", schedule, sorted(SCHEDULES))
+    studies = {of: replace(getattr(profile, of), schedule=schedule) for of in ("cifar10", "imagenette")}
+    return replace(profile, **studies)
 
 
 def tv_sweep_methods(study: Study, tvs: tuple[float, ...], protocol: Protocol) -> dict[str, SaliencyMethod]:
@@ -234,7 +245,7 @@ def masker_of(kind: str, classifier: str, checkpoints: str | Path | None = None)
 
 
 def picture_methods(study: Study, protocol: Protocol, *names: str) -> dict[str, SaliencyMethod]:
-    """Methods of Table 1 for the few masks that are looked at: more steps, and small passes since there are few pairs."""
-    methods = our_methods(study, protocol, n_steps=study.picture_steps, internal_batch_size=2 * study.n_distractors)
+    """Methods of Table 1 for the few masks that are looked at: more steps."""
+    methods: dict[str, SaliencyMethod] = our_methods(study, protocol, n_steps=study.picture_steps)
     methods["Ours (cheating)"] = same_map_for_all_labels(methods["Ours"])
     return {name: methods[name] for name in names}

@@ -60,9 +60,10 @@ class Runs:
         store: where results are kept; default `output_dir/store`, and without an `output_dir` nowhere.
         executor: `"serial"`, `"dask"` or the address of a Dask scheduler, see `salkit.executors`.
         workers: of `"dask"`; None for one a GPU, or one a core.
+        schedule: of mask learning, `"paper"` or `"fast"`; empty for the profile's.
 
     Raises:
-        ValueError: unknown profile, executor or device, or a seed that is none.
+        ValueError: unknown profile, schedule, executor or device, or a seed that is none.
 
     Example:
         >>> Runs("smoke").chosen.cifar10.n_images
@@ -76,9 +77,10 @@ class Runs:
     store: str | Path | None = None
     executor: str = "serial"
     workers: int | None = None
+    schedule: str = ""
 
     def __post_init__(self) -> None:
-        get_profile(self.profile)
+        get_profile(self.profile, self.schedule)
         check_executor(self.executor, self.workers)
         check_integer("seed", self.seed)
         if self.executor == "serial":
@@ -87,7 +89,7 @@ class Runs:
     @property
     def chosen(self) -> Any:
         """The profile."""
-        return get_profile(self.profile)
+        return get_profile(self.profile, self.schedule)
 
     def tv_sweep(self) -> xr.Dataset:
         """Evaluate the CIFAR-10 sweep (notebook 02), with curves and heatmaps."""
@@ -174,8 +176,7 @@ class Runs:
     def sanity(self) -> xr.Dataset:
         """Layer randomisation (notebook 05): ours and two cheap methods, both ways, on a few images."""
         study, protocol = self.chosen.imagenette, PROTOCOLS["paper"]
-        # Passes no larger than the few pairs there are.
-        every = self._methods(internal_batch_size=study.sanity_images * study.n_distractors)
+        every = self._methods()
         methods = {name: every[name] for name in SANITY_ROWS}
         classifier = load_classifier(study.classifier, study.labels, protocol.softmax_over)
         images = study.images()

@@ -191,7 +191,7 @@ def test_even_passes_keep_two_workers_busy(two_threads):
     assert [even_size(n, 8, CPU) for n in (1, 2, 8, 16, 17, 20, 50)] == [2, 2, 4, 8, 6, 6, 8]
     assert even_size(20, 8, torch.device("cuda")) == 8
     torch.set_num_threads(1)
-    assert even_size(20, 8, CPU) == 8
+    assert [even_size(n, 8, CPU) for n in (1, 3, 8, 9, 20)] == [2, 4, 8, 6, 8]
 
 
 def test_chunks_come_back_without_what_filled_them_up(two_threads):

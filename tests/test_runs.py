@@ -7,6 +7,7 @@ from salkit import costs, models, profiles
 from salkit.experiment import describe
 from salkit.methods import LearnedMask, Phang, same_map_for_all_labels
 from salkit.profiles import PROFILES, get_profile
+from salkit.runs import Runs
 from salkit.scores import PROTOCOLS
 from salkit.tables import paper_values
 
@@ -14,7 +15,8 @@ from salkit.tables import paper_values
 def test_profiles_change_sizes_and_the_paper_has_the_papers():
     paper = get_profile("paper")
     for study in (paper.cifar10, paper.imagenette):
-        assert (study.n_images, study.n_steps, study.n_distractors, study.lr) == (1000, 2000, 10, 0.05)
+        ours = study.learned_mask(PROTOCOLS["paper"])
+        assert (study.n_images, ours.n_steps, ours.n_distractors, ours.lr) == (1000, 2000, 10, 0.05)
     assert (paper.cifar10.classifier, paper.imagenette.classifier) == ("cifar10-resnet164", "resnet50")
     assert len(paper.imagenette.labels) == 10
     assert {0.0, 0.001, 0.01, 0.1} <= set(paper.tvs)
@@ -113,3 +115,14 @@ def test_the_papers_rows_are_all_there():
     known = paper_values("table1").method.unique()
     assert set(profiles.PAPER_ROWS) == set(known) <= set(methods)
     assert set(profiles.CHEAP_ROWS) <= set(profiles.PAPER_ROWS)
+
+
+def test_a_profile_keeps_its_schedule_unless_told_otherwise():
+    protocol = PROTOCOLS["paper"]
+    for name, own in (("demo", "fast"), ("paper", "paper")):
+        assert {getattr(get_profile(name), of).schedule for of in ("cifar10", "imagenette")} == {own}
+    fast = get_profile("paper", "fast").imagenette.learned_mask(protocol)
+    assert (fast.schedule, fast.cost().forward_backward) == ("fast", 2000)
+    assert Runs("demo", schedule="paper").chosen.cifar10.learned_mask(protocol).n_steps == 40, "sizes that a profile names stay"
+    with pytest.raises(ValueError, match=r"schedule: expected one of .*, got 'slow'"):
+        Runs("demo", schedule="slow")

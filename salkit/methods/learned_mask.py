@@ -42,8 +42,8 @@ class LearnedMask(LearnedMap):
 
     M is the sigmoid of logits `(H/s, W/s)` that start at 0, upsampled bilinearly by s; `x~ = M^s x + (1 - M^s) infill`; Adam.
     The regularisers are sums over the full-resolution mask. Pairs do not interact: losses are summed over them and Adam works
-    elementwise, every forward pass has the same size, and a `Classifier` rounds an image alike in all of them: on one CPU a pair's mask
-    does not depend on its batch, the threads or the workers, to the last bit. Another processor rounds differently; Adam amplifies that
+    elementwise, and a `Classifier` rounds an image alike in all passes: on one CPU a pair's mask does not depend on its batch, the threads
+    or the workers, to the last bit. Another processor rounds differently; Adam amplifies that
     on nets with kinks, until the masks differ visibly while their scores stay close.
 
     Args:
