@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.table import Table
 
-from salkit import checkpoints, costs, masker_training, models, reproduce, store_commands, tables, training
+from salkit import checkpoints, costs, masker_training, models, passes, reproduce, store_commands, tables, training
 from salkit.checks import check_choice, check_out
 from salkit.cli import Device, Executor, Seed, Store, Workers, console, errors, label_list, name_and_value
 from salkit.data import load_distractors, load_images
@@ -64,6 +64,16 @@ def plan_command(
     console.print(
         "Passes are of single images. Rates were measured on a few steps with random weights; notebook 01 makes none and takes minutes."
     )
+
+
+@app.command("tune")
+def tune_command(device: Device = "auto") -> None:
+    """Measure how many images a pass are fastest on this device, a few seconds, and remember it."""
+    with errors():
+        found = costs.tune(device)
+    for key, size in found.items():
+        console.print(f"{key}: {size} images a pass")
+    console.print(f"remembered in {passes.measured_file()}; delete it for the defaults")
 
 
 @app.command("evaluate")

@@ -1,9 +1,10 @@
-"""How much work a profile is: passes counted from its settings, hours from a few measured steps."""
+"""How much work a profile is, and how it is done fastest here: passes counted from its settings, the rest from a few measured steps."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,8 +13,8 @@ from salkit.curves import insertion_curve
 from salkit.masker_training import make_masker, stages, taps_of
 from salkit.methods import LearnedMask, SaliencyMethod, same_map_for_all_labels
 from salkit.methods.base import method_cost
-from salkit.models import load_classifier, resolve_device
-from salkit.passes import batch_size
+from salkit.models import Classifier, load_classifier, resolve_device
+from salkit.passes import batch_size, measured, measured_file, measured_key
 from salkit.profiles import (
     CHEAP_ROWS,
     SANITY_ROWS,
@@ -79,6 +80,45 @@ def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
     return [NotebookCost(name, f, b, (f * rates[name][0] + b * rates[name][1]) / 3600) for name, (f, b) in passes.items()]
 
 
+def tune(device: str = "auto", names: Sequence[str] = ("cifar10-resnet20", "efficientnet-lite0")) -> dict[str, int]:
+    """Measure how many images a pass learn fastest, for each net's image size, and remember it for this device.
+
+    On a CPU that changes no number; on a GPU it changes rounding.
+
+    Returns:
+        `measured_key` -> images a pass, also of what was measured before.
+    """
+    place, found = torch.device(resolve_device(device)), dict(measured())
+    for name in names:
+        classifier = load_classifier(name, device=str(place), pretrained=False)
+        side = _side(name)
+        usual = batch_size(torch.empty(1, 3, side, side, device="meta"), device=place.type)
+        rates = {size: _learning_rate(classifier, side, size, place) for size in (usual // 2, usual, 2 * usual)}
+        found[measured_key(place, side)] = max(rates, key=lambda size: rates[size])
+    path = measured_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    measured.cache_clear()
+    return found
+
+
+def _learning_rate(classifier: Classifier, side: int, size: int, device: torch.device) -> float:
+    """Composites a second in passes of a size, the best of three short runs after a first one."""
+    method = LearnedMask(scale=1, n_steps=2, infill="gray", internal_batch_size=size)
+    inputs = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device).repeat(2 * size, 1, 1, 1)
+    target = torch.zeros(len(inputs), dtype=torch.int64, device=device)
+    seconds = [_seconds(lambda: method.learn(classifier, inputs, target), device) for _ in range(4)]
+    return len(inputs) / min(seconds[1:])
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
 def _sum(passes: Iterable[tuple[int, int]]) -> tuple[int, int]:
     both = list(passes)
     return sum(f for f, _ in both), sum(b for _, b in both)
@@ -89,7 +129,7 @@ def _training_passes(study: Study) -> tuple[int, int]:
     forward = forward_backward = 0
     classifier = load_classifier(study.classifier, pretrained=False)
     for recipe in masker_recipes(study).values():
-        masker = make_masker(classifier, taps_of(study.classifier), recipe, _side(study))
+        masker = make_masker(classifier, taps_of(study.classifier), recipe, _side(study.classifier))
         for stage in stages(masker, recipe):
             images = stage.batch_size * stage.n_steps
             forward += images
@@ -105,7 +145,7 @@ def count_passes(
     A curve takes `n_points - 1` passes, and its ends two more for all maps of an image. Insertion takes a curve a pair (one an image
     where the map does not depend on the label), deletion one an image, and the games with blur two an image.
     """
-    side = _side(study)
+    side = _side(study.classifier)
     n_points = side * side if study.n_points is None else study.n_points
     inner, ends = (n_points - 1, 2) if n_points else (0, 0)
     forward, forward_backward = n_images, 0
@@ -125,7 +165,7 @@ def count_passes(
 def _seconds_per_pass(study: Study, device: str) -> tuple[float, float]:
     """Seconds a forward and a forward-backward pass of one image, the best of three short runs."""
     classifier = load_classifier(study.classifier, study.labels, device=device, pretrained=False)
-    image = torch.randn(3, _side(study), _side(study), generator=torch.Generator().manual_seed(0)).to(device)
+    image = torch.randn(3, _side(study.classifier), _side(study.classifier), generator=torch.Generator().manual_seed(0)).to(device)
     # Whole batches, since a half-empty one is slower a pass.
     inputs = image.repeat(2 * batch_size(image[None]), 1, 1, 1)
     target = torch.zeros(len(inputs), dtype=torch.int64, device=device)
@@ -133,18 +173,11 @@ def _seconds_per_pass(study: Study, device: str) -> tuple[float, float]:
     heatmaps = inputs[:, 0]
 
     def clock(run: Callable[[], object], passes: int) -> float:
-        best = float("inf")
-        for _ in range(3):
-            start = time.perf_counter()
-            run()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - start)
-        return best / passes
+        return min(_seconds(run, inputs.device) for _ in range(3)) / passes
 
     forward = clock(lambda: insertion_curve(classifier, inputs, target, heatmaps, n_steps=3), 4 * len(inputs))
     return forward, clock(lambda: method.attribute(classifier, inputs, target), 3 * len(inputs))
 
 
-def _side(study: Study) -> int:
-    return 32 if study.classifier.startswith("cifar10") else 224
+def _side(classifier: str) -> int:
+    return 32 if classifier.startswith("cifar10") else 224

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import wraps
+from functools import cache, wraps
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -53,11 +56,32 @@ def largest_pass() -> int | None:
     return int(given) if given else None
 
 
-def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: str | None = None) -> int:
-    """Composites a pass: as given, or on a CPU 8 at 224 and 64 at 32 pixels, on a GPU 127 and 400 (ResNet-164 keeps about 30 MB each).
+def measured_file() -> Path:
+    """Where it is remembered what `salkit tune` found on this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salkit" / "passes.json"
 
-    On the device of the inputs, or on one of another type if that is given. Never more than the environment's `SALKIT_BATCH_SIZE`, or
-    than memory turned out to hold.
+
+def measured_key(device: torch.device, side: int) -> str:
+    """The device and the size of images that a measurement is for."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.node()
+    return f"{name}, {torch.get_num_threads()} threads, {side} pixels"
+
+
+@cache
+def measured() -> dict[str, int]:
+    """Composites a pass that were fastest, by `measured_key`; empty where nothing was measured or the file is damaged."""
+    try:
+        found = json.loads(measured_file().read_text())
+        return {str(key): check_integer(key, size, 1) for key, size in found.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: str | None = None) -> int:
+    """Composites a pass: as given, or as `salkit tune` found best, or on a CPU 8 at 224 and 64 at 32 pixels, on a GPU 127 and 400.
+
+    (ResNet-164 keeps about 30 MB each.) On the device of the inputs, or on one of another type if that is given. Never more than the
+    environment's `SALKIT_BATCH_SIZE`, or than memory turned out to hold.
 
     Raises:
         ValueError: `SALKIT_BATCH_SIZE` is no number.
@@ -66,7 +90,10 @@ def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: s
         >>> batch_size(torch.zeros(1, 3, 224, 224)), batch_size(torch.zeros(1, 3, 224, 224), 4)
         (8, 4)
     """
-    budget, most = (410_000, 64) if (device or inputs.device.type) == "cpu" else (6_400_000, 400)
+    place = torch.device(device or inputs.device)
+    budget, most = (410_000, 64) if place.type == "cpu" else (6_400_000, 400)
+    if internal_batch_size is None and (found := measured()):
+        internal_batch_size = found.get(measured_key(place, inputs.shape[-1]))
     if internal_batch_size is None:
         internal_batch_size = max(1, min(most, budget // (inputs.shape[-2] * inputs.shape[-1])))
     chosen = check_integer("internal_batch_size", internal_batch_size, 1)

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from salkit.costs import tune
 from salkit.executors import check_executor
 from salkit.image_files import data_dir
 from salkit.kernels import ALLOCATOR
+from salkit.passes import measured
 from salkit.profiles import get_profile
 from salkit.report import clock, write_index
 from salkit.store import Store as ResultStore
@@ -83,8 +85,11 @@ def reproduce(
         (output / part).mkdir(parents=True, exist_ok=True)
     expected = expected_values(profile)
     kept = ResultStore(store or output / "store")
-    os.environ.update(ALLOCATOR | os.environ)  # kernels inherit it
     progress = _Progress([(p.stem, expected.get(p.stem, {}).get("seconds")) for p in paths], console or Console(), kept.unfinished)
+    os.environ.update(ALLOCATOR | os.environ)  # kernels inherit it
+    if not measured() and profile != "smoke":
+        progress.console.print("Measuring once how many images a pass are fastest on this device (salkit tune) ...")
+        tune(str(values.get("device", "auto")))
     try:
         with _workers(executor, workers, progress.console) as address, progress:
             for path in paths:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from salkit import passes
+from salkit import costs, passes
 from salkit.curves import insertion_curve
 from salkit.methods import get_method
 from salkit.models import Classifier
@@ -217,3 +217,31 @@ def test_masks_and_curves_have_the_same_bits_on_two_workers(two_threads, images,
         found.append((maps, insertion_curve(reference_classifier, images, target, maps, n_steps=7)))
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_measured_size_is_remembered_for_its_device_and_image_size(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    passes.measured.cache_clear()
+    inputs = torch.zeros(1, 3, 32, 32)
+    try:
+        assert (passes.measured(), batch_size(inputs)) == ({}, 64)
+        rates = {32: 1.0, 64: 2.0, 128: 3.0}
+        monkeypatch.setattr(costs, "_learning_rate", lambda classifier, side, size, device: rates[size])
+        assert costs.tune("cpu", ["cifar10-resnet20"]) == {passes.measured_key(CPU, 32): 128}
+        assert batch_size(inputs) == batch_size(inputs, device="cpu") == 128
+        assert (batch_size(inputs, 5), batch_size(torch.zeros(1, 3, 224, 224))) == (5, 8)
+        for damaged in ("{", "[1]", '{"a": 0}', '{"a": "many"}'):
+            passes.measured_file().write_text(damaged)
+            passes.measured.cache_clear()
+            assert passes.measured() == {}
+    finally:
+        passes.measured.cache_clear()
+
+
+def test_rates_are_measured_in_whole_passes():
+    sizes = []
+    classifier = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    classifier.net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    assert costs._learning_rate(classifier, 8, 4, CPU) > 0
+    # One image to count the labels; four runs of two passes of four images, two steps each.
+    assert sizes == [1] + [4] * 16
