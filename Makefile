@@ -6,6 +6,7 @@ STORE    ?=
 EXECUTOR ?= serial
 WORKERS  ?=
 SCHEDULE ?=
+PRECISION ?=
 PYTHON   ?= python3
 
 # An active conda environment is used as it is; otherwise everything lives in .venv.
@@ -23,7 +24,7 @@ READY := $(ENV)/.salkit-ready
 .PHONY: help env reproduce runs plan test test-fast test-faults test-notebooks record bench lab lint clean
 
 help:  ## this list
-	@echo "usage: make TARGET [PROFILE=smoke|demo|paper] [NOTEBOOK=03] [OUTPUT=runs/demo] [STORE=FOLDER] [EXECUTOR=dask WORKERS=2]"; echo
+	@echo "usage: make TARGET [PROFILE=smoke|demo|paper] [NOTEBOOK=03] [OUTPUT=runs/demo] [STORE=FOLDER] [EXECUTOR=dask WORKERS=2] [SCHEDULE=fast] [PRECISION=auto]"; echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(READY)  ## make the environment: .venv, or the active conda environment
@@ -37,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 reproduce: $(READY)  ## execute the notebooks and write OUTPUT/index.html; goes on where a run was stopped
 	$(PY) -m salkit reproduce --profile $(PROFILE) --output $(OUTPUT) --executor $(EXECUTOR) \
 	  $(if $(NOTEBOOK),--notebook $(NOTEBOOK)) $(if $(STORE),--store $(STORE)) $(if $(WORKERS),--workers $(WORKERS)) \
-	  $(if $(SCHEDULE),-p schedule=$(SCHEDULE))
+	  $(if $(SCHEDULE),-p schedule=$(SCHEDULE)) $(if $(PRECISION),-p precision=$(PRECISION))
 
 runs: $(READY)  ## what the store of a run holds: progress, size, age
 	$(PY) -m salkit runs --store $(or $(STORE),$(OUTPUT)/store)

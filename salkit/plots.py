@@ -234,6 +234,24 @@ def protocol_distances(summary: pd.DataFrame) -> Figure:
     return figure
 
 
+def passes_to_quality(measured: Mapping[str, pd.DataFrame], scores: Mapping[str, str]) -> Figure:
+    """Scores against the composites spent on a pair, a row of panels for each case and a line for each schedule.
+
+    Args:
+        measured: title of a case -> columns `schedule, image, composites` and the scores, see `salkit.quality.per_image`.
+        scores: columns -> titles of the panels.
+    """
+    figure, axes = plt.subplots(len(measured), len(scores), figsize=(4.1 * len(scores), 3.4 * len(measured)), squeeze=False, sharex="row")
+    for row, (case, table) in zip(axes, measured.items(), strict=True):
+        for axis, (score, title) in zip(row, scores.items(), strict=True):
+            look = {"hue": "schedule", "style": "schedule", "markers": True, "dashes": False, "errorbar": ("ci", 95), "seed": 0}
+            sns.lineplot(table, x="composites", y=score, ax=axis, legend=axis is axes[0][0], **look)
+            axis.set(xscale="log", xlabel="composites spent on a pair", ylabel="", title=title)
+        row[0].set_ylabel(case)
+    figure.tight_layout()
+    return figure
+
+
 def two_labels(result: xr.Dataset) -> Figure:
     """Figure 2: the first image of an evaluation; each row a method, each column a label, the map over the image, scores below."""
     one = result.isel(image=0)

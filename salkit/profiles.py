@@ -10,12 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from salkit.checks import check_choice
 from salkit.data import ImageSet, load_images
 from salkit.image_files import IMAGENET_SAMPLE_LABELS, IMAGENETTE_LABELS
 from salkit.masker_training import MaskerRecipe
 from salkit.methods import CenteredGaussian, LearnedMask, Random, SaliencyMethod, get_method, same_map_for_all_labels
-from salkit.methods.learned_mask import SCHEDULES
 from salkit.methods.masker import masker_path
 from salkit.scores import Protocol
 
@@ -39,7 +37,8 @@ class Study:
         sanity_images: how many images the layers are randomised for.
         own_label_images: how many images best effort on their own two best classes is measured on.
         grid_images: how many of the images the grid of protocols is learned on.
-        schedule: of mask learning, see `LearnedMask`.
+        followed: how many images, and how many composites a pair (None for all), notebook 07 follows both schedules for.
+        schedule, precision: of mask learning, see `LearnedMask`.
         preset: of the other methods, see `salkit.methods.get_method`.
         images_per_batch: images handed to a method at a time.
     """
@@ -61,7 +60,9 @@ class Study:
     grid_images: int = 0
     masker_images: tuple[int, int, int] = (120, 360, 360)
     sanity_images: int = 2
+    followed: tuple[int, int | None] = (1, 40)
     schedule: Literal["paper", "fast"] = "fast"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     preset: Literal["source", "fast"] = "fast"
 
     def images(self) -> ImageSet:
@@ -71,7 +72,7 @@ class Study:
 
     def learned_mask(self, protocol: Protocol, **settings: object) -> LearnedMask:
         """The paper's method at this study's size."""
-        names = ("schedule", "n_steps", "n_distractors", "lr", "l1")
+        names = ("schedule", "precision", "n_steps", "n_distractors", "lr", "l1")
         sizes = {name: getattr(self, name) for name in names} | {"loss": protocol.loss}
         return LearnedMask(**(sizes | settings))
 
@@ -111,22 +112,28 @@ PROFILES = {
     ),
     "demo": Profile(
         "demo",
-        Study("cifar10-samples", "cifar10-resnet20", None, 12, 20, 40, 1, 0.2, 1e-3, 32, 60),
+        Study("cifar10-samples", "cifar10-resnet20", None, 12, 20, 40, 1, 0.2, 1e-3, 32, 60, followed=(8, 500)),
         Study(
             *("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 5, 20, 12, 1, 0.3, 2e-5, 8, 48),
             held_out=5,
             own_label_images=4,
             grid_images=3,
+            followed=(2, 100),
         ),
         TVS,
         {"d": 10_000, "n_trials": 500, "ds": (1_000, 10_000, 100_000), "margins": (0.1, 0.2, 0.4)},
     ),
     "paper": Profile(
         "paper",
-        Study("cifar10", "cifar10-resnet164", None, 1000, 1000, None, None, None, 1e-3, None, None, 100, schedule="paper"),
+        Study(
+            *("cifar10", "cifar10-resnet164", None, 1000, 1000, None, None, None, 1e-3, None, None, 100),
+            followed=(100, None),
+            schedule="paper",
+        ),
         Study(
             *("imagenette", "resnet50", IMAGENETTE_LABELS, 1000, 1000, None, None, None, 2e-5, 28, None),
             schedule="paper",
+            followed=(100, None),
             held_out=200,
             own_label_images=1000,
             grid_images=1000,
@@ -142,11 +149,11 @@ PROFILES = {
 """`smoke` shows that everything runs, `demo` fits a laptop, `paper` has the paper's sizes and wants a GPU."""
 
 
-def get_profile(name: str, schedule: str = "") -> Profile:
-    """A profile by name, with another schedule of mask learning than its own if one is named.
+def get_profile(name: str, schedule: str = "", precision: str = "") -> Profile:
+    """A profile by name, with another schedule or precision of mask learning than its own if one is named.
 
     Raises:
-        ValueError: unknown name or schedule.
+        ValueError: unknown name, schedule or precision.
 
     Example:
         >>> get_profile("paper").imagenette.n_images
@@ -155,11 +162,9 @@ def get_profile(name: str, schedule: str = "") -> Profile:
     if name not in list(PROFILES):
         raise ValueError(f"profile: expected one of {list(PROFILES)}, got {name!r}")
     profile = PROFILES[name]
-    if not schedule:
-        return profile
-    check_choice("schedule", schedule, sorted(SCHEDULES))
-    studies = {of: replace(getattr(profile, of), schedule=schedule) for of in ("cifar10", "imagenette")}
-    return replace(profile, **studies)
+    told = {name: value for name, value in (("schedule", schedule), ("precision", precision)) if value}
+    LearnedMask(**told)  # type: ignore[arg-type]  # refuses what it does not know
+    return replace(profile, **{of: replace(getattr(profile, of), **told) for of in ("cifar10", "imagenette")})
 
 
 def tv_sweep_methods(study: Study, tvs: tuple[float, ...], protocol: Protocol) -> dict[str, SaliencyMethod]:

@@ -24,7 +24,8 @@ from salkit.executors import Engine, check_executor, open_engine
 from salkit.experiment import describe_experiment
 from salkit.image_files import open_images
 from salkit.masker_training import make_masker, taps_of, train_masker
-from salkit.methods import SaliencyMethod
+from salkit.methods import LearnedMask, SaliencyMethod
+from salkit.methods.learned_mask import SCHEDULES
 from salkit.methods.masker import masker_metadata, save_masker
 from salkit.models import Classifier, load_classifier, resolve_device
 from salkit.profiles import (
@@ -39,6 +40,7 @@ from salkit.profiles import (
     table1_methods,
     tv_sweep_methods,
 )
+from salkit.quality import learning_quality
 from salkit.results import rescore
 from salkit.sanity import STAGES, layer_randomisation
 from salkit.scores import PROTOCOLS, Protocol
@@ -60,10 +62,10 @@ class Runs:
         store: where results are kept; default `output_dir/store`, and without an `output_dir` nowhere.
         executor: `"serial"`, `"dask"` or the address of a Dask scheduler, see `salkit.executors`.
         workers: of `"dask"`; None for one a GPU, or one a core.
-        schedule: of mask learning, `"paper"` or `"fast"`; empty for the profile's.
+        schedule, precision: of mask learning, see `LearnedMask`; empty for the profile's.
 
     Raises:
-        ValueError: unknown profile, schedule, executor or device, or a seed that is none.
+        ValueError: unknown profile, schedule, precision, executor or device, or a seed that is none.
 
     Example:
         >>> Runs("smoke").chosen.cifar10.n_images
@@ -78,9 +80,10 @@ class Runs:
     executor: str = "serial"
     workers: int | None = None
     schedule: str = ""
+    precision: str = ""
 
     def __post_init__(self) -> None:
-        get_profile(self.profile, self.schedule)
+        get_profile(self.profile, self.schedule, self.precision)
         check_executor(self.executor, self.workers)
         check_integer("seed", self.seed)
         if self.executor == "serial":
@@ -89,7 +92,7 @@ class Runs:
     @property
     def chosen(self) -> Any:
         """The profile."""
-        return get_profile(self.profile, self.schedule)
+        return get_profile(self.profile, self.schedule, self.precision)
 
     def tv_sweep(self) -> xr.Dataset:
         """Evaluate the CIFAR-10 sweep (notebook 02), with curves and heatmaps."""
@@ -190,6 +193,24 @@ class Runs:
                 device=self.device,
                 engine=engine,
             )
+
+    def schedules(self) -> dict[str, pd.DataFrame]:
+        """Scores along the learning of both schedules, for a few images of each study (notebook 07): data set -> `learning_quality`."""
+        found = {}
+        for study, labels_per_image, scale in ((self.chosen.cifar10, 4, 1), (self.chosen.imagenette, 2, 4)):
+            every, (n, most) = study.images(), study.followed
+            found[study.data] = self.table(
+                learning_quality,
+                classifier=load_classifier(study.classifier, study.labels, "all", self.device),
+                images=every.sample(min(n, len(every)), self.seed),
+                pool=load_distractors(study.data, n=study.pool, seed=self.seed),
+                methods={name: LearnedMask(scale, l1=study.l1, schedule=name) for name in SCHEDULES},
+                labels_per_image=labels_per_image,
+                n_points=study.n_points or 64,
+                seed=self.seed,
+                most=most,
+            )
+        return found
 
     def table(self, function: Callable[..., pd.DataFrame], **settings: Any) -> pd.DataFrame:
         """The table that a function makes of these settings, kept like everything else (notebook 01).

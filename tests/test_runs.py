@@ -124,5 +124,7 @@ def test_a_profile_keeps_its_schedule_unless_told_otherwise():
     fast = get_profile("paper", "fast").imagenette.learned_mask(protocol)
     assert (fast.schedule, fast.cost().forward_backward) == ("fast", 2000)
     assert Runs("demo", schedule="paper").chosen.cifar10.learned_mask(protocol).n_steps == 40, "sizes that a profile names stay"
-    with pytest.raises(ValueError, match=r"schedule: expected one of .*, got 'slow'"):
-        Runs("demo", schedule="slow")
+    assert Runs("paper", precision="auto").chosen.imagenette.learned_mask(protocol).precision == "auto"
+    for told in ("schedule", "precision"):
+        with pytest.raises(ValueError, match=rf"{told}: expected one of .*, got 'slow'"):
+            Runs("demo", **{told: "slow"})

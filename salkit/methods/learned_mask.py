@@ -20,6 +20,7 @@ from salkit.passes import pass_size, same_size_passes, smaller_when_out_of_memor
 
 Loss = Literal["nll", "released"]
 Choice = Literal["auto", "float32", "bfloat16"]
+Name = Literal["paper", "fast"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Schedule:
     stratified: bool
 
 
-SCHEDULES = {"paper": Schedule(2000, 0.05, 10, stratified=False), "fast": Schedule(200, 0.5, 10, stratified=True)}
+SCHEDULES: dict[Name, Schedule] = {"paper": Schedule(2000, 0.05, 10, stratified=False), "fast": Schedule(200, 0.5, 10, stratified=True)}
 """As published, and a tenth of its passes: notebook 07 has what that does to scores."""
 
 
@@ -78,7 +79,7 @@ class LearnedMask(LearnedMap):
     l1: float = 2e-5
     infill: masking.Infill = "random_image"
     loss: Loss = "nll"
-    schedule: Literal["paper", "fast"] = "paper"
+    schedule: Name = "paper"
     n_steps: int = None  # type: ignore[assignment]  # set from the schedule
     lr: float = None  # type: ignore[assignment]
     n_distractors: int = None  # type: ignore[assignment]
@@ -130,14 +131,13 @@ class LearnedMask(LearnedMap):
             ValueError: the image side is no multiple of `scale`; random-image infill without a usable distractor.
         """
         check_pairs(classifier, inputs, target)
-        if inputs.shape[-2] % self.scale or inputs.shape[-1] % self.scale:
-            raise ValueError(f"scale: expected a divisor of the image sides {tuple(inputs.shape[-2:])}, got {self.scale}")
-        pool, draws = self._infills(classifier, inputs, target, distractors, seed, ids)
+        self._fast(classifier, inputs)  # made before threads ask for it
+        names = masking.image_ids(inputs, ids)
         learned = inputs.new_empty(len(inputs), inputs.shape[-2] // self.scale, inputs.shape[-1] // self.scale)
-        fast = classifier.fast(inputs, resolve_precision(self.precision, classifier, inputs.device))
 
-        def learn(full: Tensor) -> Tensor:
-            return self._learn(fast, inputs[full], target[full], pool, draws[full].to(inputs.device))
+        def learn(some: Tensor) -> Tensor:
+            *_, logits = self.trajectory(classifier, inputs[some], target[some], distractors, seed, [names[i] for i in some])
+            return logits
 
         size = pass_size(inputs, self.composites_per_step, self.internal_batch_size)
         with progress_bar(None, self.show_progress, total=len(inputs), unit="pair", desc="learning masks") as bar:
@@ -145,6 +145,45 @@ class LearnedMask(LearnedMap):
                 learned[pairs] = logits
                 bar.update(len(pairs))
         return learned
+
+    def trajectory(
+        self,
+        classifier: Classifier,
+        inputs: Tensor,
+        target: Tensor,
+        distractors: Tensor | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+    ) -> Iterator[Tensor]:
+        """Logits `(N, H/s, W/s)` after every step, all pairs in one pass; a tensor that the next step changes. Arguments as for `learn`.
+
+        Raises:
+            ValueError: the image side is no multiple of `scale`; random-image infill without a usable distractor.
+        """
+        check_pairs(classifier, inputs, target)
+        n, _, height, width = inputs.shape
+        if height % self.scale or width % self.scale:
+            raise ValueError(f"scale: expected a divisor of the image sides {(height, width)}, got {self.scale}")
+        pool, draws = self._infills(classifier, inputs, target, distractors, seed, ids)
+        net = self._fast(classifier, inputs)
+        logits = inputs.new_zeros(n, 1, height // self.scale, width // self.scale, requires_grad=True)
+        adam = torch.optim.Adam([logits], lr=self.lr)
+        column = net.scope_index(target)
+        # Composites are made as the net wants them, channels last and in its precision, so that nothing is copied on the way.
+        shown, hidden = (x.permute(0, 2, 3, 1).to(net.dtype).contiguous() for x in (inputs, pool))
+        for step in draws.to(inputs.device).unbind(1):
+            masks = masking.upsample(logits.sigmoid(), self.scale)
+            kept = masks.to(net.dtype).view(n, 1, height, width, 1).expand(-1, -1, -1, -1, 3).contiguous()
+            composites = torch.lerp(hidden[step], shown[:, None], kept).flatten(0, 1).permute(0, 3, 1, 2)
+            log_probs = net.scope_log_probs(composites).unflatten(0, step.shape)
+            loss = self._label_loss(log_probs, column).sum()
+            loss = loss + self.tv * masking.total_variation(masks).sum() + self.l1 * masking.l1_norm(masks).sum()
+            (logits.grad,) = torch.autograd.grad(loss, [logits])
+            adam.step()
+            yield logits.detach().squeeze(1)
+
+    def _fast(self, classifier: Classifier, inputs: Tensor) -> Classifier:
+        return classifier.fast(inputs, resolve_precision(self.precision, classifier, inputs.device))
 
     def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:
         """The masks `(N, H, W)` in (0, 1)."""
@@ -188,30 +227,6 @@ class LearnedMask(LearnedMap):
             return generator.integers(n, size=shape)
         rounds = -(-shape[0] * shape[1] // n)
         return generator.permuted(np.tile(np.arange(n), (rounds, 1)), axis=1).ravel()[: shape[0] * shape[1]].reshape(shape)
-
-    def _learn(self, classifier: Classifier, inputs: Tensor, target: Tensor, pool: Tensor, draws: Tensor) -> Tensor:
-        """Logits of one batch of pairs, after all steps."""
-        *_, logits = self._steps(classifier, inputs, target, pool, draws)
-        return logits.detach().squeeze(1)
-
-    def _steps(self, classifier: Classifier, inputs: Tensor, target: Tensor, pool: Tensor, draws: Tensor) -> Iterator[Tensor]:
-        """The logits `(n, 1, H/s, W/s)` of one batch of pairs, the same tensor after every step."""
-        n, _, height, width = inputs.shape
-        logits = inputs.new_zeros(n, 1, height // self.scale, width // self.scale, requires_grad=True)
-        adam = torch.optim.Adam([logits], lr=self.lr)
-        column = classifier.scope_index(target)
-        # Composites are made as the net wants them, channels last and in its precision, so that nothing is copied on the way.
-        shown, hidden = (x.permute(0, 2, 3, 1).to(classifier.dtype).contiguous() for x in (inputs, pool))
-        for step in draws.unbind(1):
-            masks = masking.upsample(logits.sigmoid(), self.scale)
-            kept = masks.to(classifier.dtype).view(n, 1, height, width, 1).expand(-1, -1, -1, -1, 3).contiguous()
-            composites = torch.lerp(hidden[step], shown[:, None], kept).flatten(0, 1).permute(0, 3, 1, 2)
-            log_probs = classifier.scope_log_probs(composites).unflatten(0, step.shape)
-            loss = self._label_loss(log_probs, column).sum()
-            loss = loss + self.tv * masking.total_variation(masks).sum() + self.l1 * masking.l1_norm(masks).sum()
-            (logits.grad,) = torch.autograd.grad(loss, [logits])
-            adam.step()
-            yield logits
 
     def _label_loss(self, log_probs: Tensor, column: Tensor) -> Tensor:
         """One loss a pair from log-probabilities `(n, D, columns)`."""
