@@ -1,5 +1,6 @@
 import copy
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -228,3 +229,14 @@ def test_auto_precision(monkeypatch):
         assert resolve_precision("auto", plain, cpu) == ("bfloat16" if native else "float32")
         assert resolve_precision("auto", depthwise, cpu) == "float32"
         assert resolve_precision("bfloat16", depthwise, cpu) == "bfloat16"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU takes a C++ compiler")
+@pytest.mark.filterwarnings("default")
+def test_compiled_nets_compute_the_same(net, images, monkeypatch):
+    classifier = Classifier(net)
+    expected = classifier.fast(images).logits(images)
+    monkeypatch.setenv("SALKIT_COMPILE", "1")
+    compiled = Classifier(net).fast(images)
+    assert compiled.net._compiled_call_impl is not None
+    torch.testing.assert_close(compiled.logits(images), expected)
