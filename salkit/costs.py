@@ -13,6 +13,7 @@ from salkit.curves import insertion_curve
 from salkit.masker_training import make_masker, stages, taps_of
 from salkit.methods import LearnedMask, SaliencyMethod, same_map_for_all_labels
 from salkit.methods.base import method_cost
+from salkit.methods.learned_mask import SCHEDULES
 from salkit.models import Classifier, load_classifier, resolve_device
 from salkit.passes import batch_size, measured, measured_file, measured_key
 from salkit.profiles import (
@@ -26,6 +27,7 @@ from salkit.profiles import (
     table1_methods,
     tv_sweep_methods,
 )
+from salkit.quality import scored_steps
 from salkit.saliency_metric import ALPHAS
 from salkit.scores import PROTOCOLS
 from salkit.tasks import maps_are_kept
@@ -74,10 +76,26 @@ def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
         "04_figures": _sum(count_passes(imagenette, *what) for what in figures),
         "05_sanity_checks": _sum([count_passes(replace(imagenette, n_points=0), sanity, imagenette.sanity_images, 1)] * 13),
         "06_which_protocol": _sum(count_passes(imagenette, *what) for what in grid),
+        "07_cost_and_quality": _followed(imagenette),
     }
-    seconds = {"02": _seconds_per_pass(cifar10, device), "03": _seconds_per_pass(imagenette, device)}
-    rates = {name: seconds["02" if name[:2] == "02" else "03"] for name in passes}
-    return [NotebookCost(name, f, b, (f * rates[name][0] + b * rates[name][1]) / 3600) for name, (f, b) in passes.items()]
+    on_cifar10 = {"02_cifar10_tv_sweep": passes.pop("02_cifar10_tv_sweep"), "07_cost_and_quality": _followed(cifar10)}
+    seconds = {study: _seconds_per_pass(study, device) for study in (cifar10, imagenette)}
+    costs = []
+    for name in sorted(passes | on_cifar10):
+        parts = [(cifar10, on_cifar10.get(name, (0, 0))), (imagenette, passes.get(name, (0, 0)))]
+        hours = sum(f * seconds[study][0] + b * seconds[study][1] for study, (f, b) in parts) / 3600
+        costs.append(NotebookCost(name, *_sum(part for _, part in parts), hours))
+    return costs
+
+
+def _followed(study: Study) -> tuple[int, int]:
+    """Notebook 07: both schedules along their steps, scored on the way."""
+    n, labels_per_image, most = study.followed
+    pairs = n * labels_per_image
+    methods = [LearnedMask(schedule=name) for name in SCHEDULES]
+    steps = [scored_steps(method, most) for method in methods]
+    learned = sum(max(of) * method.composites_per_step for of, method in zip(steps, methods, strict=True))
+    return n + pairs * sum(map(len, steps)) * (study.followed_points + 1), pairs * learned
 
 
 def tune(device: str = "auto", names: Sequence[str] = ("cifar10-resnet20", "efficientnet-lite0")) -> dict[str, int]:

@@ -37,7 +37,7 @@ class Study:
         sanity_images: how many images the layers are randomised for.
         own_label_images: how many images best effort on their own two best classes is measured on.
         grid_images: how many of the images the grid of protocols is learned on.
-        followed: how many images, and how many composites a pair (None for all), notebook 07 follows both schedules for.
+        followed: for how many images, labels of each, and composites a pair (None for all) notebook 07 follows both schedules.
         schedule, precision: of mask learning, see `LearnedMask`.
         preset: of the other methods, see `salkit.methods.get_method`.
         images_per_batch: images handed to a method at a time.
@@ -60,7 +60,7 @@ class Study:
     grid_images: int = 0
     masker_images: tuple[int, int, int] = (120, 360, 360)
     sanity_images: int = 2
-    followed: tuple[int, int | None] = (1, 40)
+    followed: tuple[int, int, int | None] = (1, 2, 40)
     schedule: Literal["paper", "fast"] = "fast"
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     preset: Literal["source", "fast"] = "fast"
@@ -69,6 +69,11 @@ class Study:
         """All images of the data set whose label is in the list."""
         images = load_images(self.data)
         return images if self.labels is None else images.with_labels(self.labels)
+
+    @property
+    def followed_points(self) -> int:
+        """Points of the curves on the way of a schedule."""
+        return self.n_points or 64
 
     def learned_mask(self, protocol: Protocol, **settings: object) -> LearnedMask:
         """The paper's method at this study's size."""
@@ -112,13 +117,13 @@ PROFILES = {
     ),
     "demo": Profile(
         "demo",
-        Study("cifar10-samples", "cifar10-resnet20", None, 12, 20, 40, 1, 0.2, 1e-3, 32, 60, followed=(8, 500)),
+        Study("cifar10-samples", "cifar10-resnet20", None, 12, 20, 40, 1, 0.2, 1e-3, 32, 60, followed=(8, 4, 500)),
         Study(
             *("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 5, 20, 12, 1, 0.3, 2e-5, 8, 48),
             held_out=5,
             own_label_images=4,
             grid_images=3,
-            followed=(2, 100),
+            followed=(2, 2, 100),
         ),
         TVS,
         {"d": 10_000, "n_trials": 500, "ds": (1_000, 10_000, 100_000), "margins": (0.1, 0.2, 0.4)},
@@ -127,13 +132,13 @@ PROFILES = {
         "paper",
         Study(
             *("cifar10", "cifar10-resnet164", None, 1000, 1000, None, None, None, 1e-3, None, None, 100),
-            followed=(100, None),
+            followed=(100, 4, None),
             schedule="paper",
         ),
         Study(
             *("imagenette", "resnet50", IMAGENETTE_LABELS, 1000, 1000, None, None, None, 2e-5, 28, None),
             schedule="paper",
-            followed=(100, None),
+            followed=(100, 2, None),
             held_out=200,
             own_label_images=1000,
             grid_images=1000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from salkit.methods import LearnedMask
 from salkit.models import Classifier
 from salkit.passes import even_size, in_parallel, pass_size
 from salkit.scores import completeness, soundness
-from salkit.statistics import paired_comparison
+from salkit.statistics import paired_comparison, short
 
 SCORES = {
     "completeness": "worst-case completeness",
@@ -80,6 +81,17 @@ def _labels(prob: Tensor, n: int) -> Tensor:
     return torch.tensor([first, second, *(a for a in following if a != second)][:n])
 
 
+def scored_steps(method: LearnedMask, most: int | None = None) -> set[int]:
+    """The steps after which masks are scored: 1, 2, 5, 10, 20, ... and the last one.
+
+    Example:
+        >>> sorted(scored_steps(LearnedMask(), most=250))
+        [1, 2, 5, 10, 20, 25]
+    """
+    last = method.n_steps if most is None else min(method.n_steps, max(1, most // method.composites_per_step))
+    return {step for power in range(6) for lead in (1, 2, 5) if (step := lead * 10**power) < last} | {last}
+
+
 def _learn_along(
     method: LearnedMask,
     classifier: Classifier,
@@ -91,8 +103,8 @@ def _learn_along(
     most: int | None,
 ) -> dict[int, Tensor]:
     """Heatmaps `(N, H, W)` after 1, 2, 5, 10, 20, ... steps and the last one: composites spent on a pair -> heatmaps."""
-    last = method.n_steps if most is None else min(method.n_steps, max(1, most // method.composites_per_step))
-    wanted = {step for power in range(6) for lead in (1, 2, 5) if (step := lead * 10**power) < last} | {last}
+    wanted = scored_steps(method, most)
+    last = max(wanted)
 
     def learn(some: Tensor) -> list[Tensor]:
         found = []
@@ -111,11 +123,11 @@ def _learn_along(
 
 def per_image(measured: pd.DataFrame) -> pd.DataFrame:
     """Scores an image, the worst over its labels: columns `schedule, seed, image, composites` and those of `SCORES`."""
-    f, g = measured.f.to_numpy(), measured.g.to_numpy()
+    f, g = torch.tensor(measured.f.tolist()), torch.tensor(measured.g.tolist())
     scored = measured.assign(
-        completeness=completeness(torch.from_numpy(g), torch.from_numpy(f), 0.01).numpy(),
-        soundness=soundness(torch.from_numpy(g), torch.from_numpy(f), 0.001).numpy(),
-        insertion=np.where(measured.predicted, g, np.nan),
+        completeness=completeness(g, f, 0.01).numpy(),
+        soundness=soundness(g, f, 0.001).numpy(),
+        insertion=measured.g.where(measured.predicted),
     )
     by = scored.groupby(["schedule", "seed", "image", "composites"])
     return by.agg(
@@ -160,6 +172,18 @@ def measured_quality() -> dict[str, pd.DataFrame]:
     """What was measured at full length for this version: case -> table of `learning_quality` (see `data/measured/README.md`)."""
     table = pd.read_csv(measured_path("passes_to_quality.csv"))
     return {str(case): rows.drop(columns="case").reset_index(drop=True) for case, rows in table.groupby("case", sort=False)}
+
+
+def measured_bench(name: str = "bench_cpu.json") -> pd.DataFrame:
+    """What `make bench` measured for this version: a row for each ratio with its extremes over rounds; `attrs["machine"]` says where."""
+    found = json.loads(measured_path(name).read_text())
+    rows = [row for row in found["rows"] if row["unit"] != "composites/s" and "values" in row]
+    texts = [f"{short(r['median'])} [{short(min(r['values']))}, {short(max(r['values']))}]" for r in rows]
+    columns = {title: [row.get(key, "") for row in rows] for title, key in (("net", "case"), ("task", "task"), ("ratio", "name"))}
+    table = pd.DataFrame(columns | {"found": texts} | {key: [row.get(key, "") for row in rows] for key in ("target", "verdict")})
+    where = found["machine"]
+    table.attrs["machine"] = ", ".join(str(where[key]) for key in ("cpu", "cores", "device", "torch", "commit", "date"))
+    return table
 
 
 def measured_path(name: str) -> Path:

@@ -197,8 +197,8 @@ class Runs:
     def schedules(self) -> dict[str, pd.DataFrame]:
         """Scores along the learning of both schedules, for a few images of each study (notebook 07): data set -> `learning_quality`."""
         found = {}
-        for study, labels_per_image, scale in ((self.chosen.cifar10, 4, 1), (self.chosen.imagenette, 2, 4)):
-            every, (n, most) = study.images(), study.followed
+        for study, scale in ((self.chosen.cifar10, 1), (self.chosen.imagenette, 4)):
+            every, (n, labels_per_image, most) = study.images(), study.followed
             found[study.data] = self.table(
                 learning_quality,
                 classifier=load_classifier(study.classifier, study.labels, "all", self.device),
@@ -206,7 +206,7 @@ class Runs:
                 pool=load_distractors(study.data, n=study.pool, seed=self.seed),
                 methods={name: LearnedMask(scale, l1=study.l1, schedule=name) for name in SCHEDULES},
                 labels_per_image=labels_per_image,
-                n_points=study.n_points or 64,
+                n_points=study.followed_points,
                 seed=self.seed,
                 most=most,
             )

@@ -272,3 +272,24 @@ def test_the_device_changes_nothing(reference_classifier, reference, images, nam
     on_gpu = method.attribute(there, reference["images"].cuda(), target.cuda(), distractors=images.cuda())
     assert on_gpu.device.type == "cuda"
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-3, rtol=0)
+
+
+def test_fast_draws_take_all_of_the_pool_before_any_image_comes_again(quadrant, images):
+    method = LearnedMask(schedule="fast", scale=1, n_steps=7, n_distractors=2)
+    assert (method.lr, LearnedMask(schedule="fast").n_steps, LearnedMask(schedule="fast", n_steps=3).n_steps) == (0.5, 200, 3)
+    _, draws = method._infills(quadrant, images[:2], torch.tensor([0, 1]), images, 0, None)
+    for i, drawn in enumerate(draws.flatten(1).tolist()):
+        assert i not in drawn, "an image is not its own distractor"
+        for start in (0, 4, 8):
+            assert sorted(drawn[start : start + 4]) == sorted(set(range(5)) - {i})
+    assert draws[0, 0].tolist() + draws[0, 1].tolist() != draws[0, 2].tolist() + draws[0, 3].tolist(), "in another order each time"
+
+
+def test_masks_in_bfloat16_are_close_and_in_float32(reference_classifier, images):
+    call = (reference_classifier, images, torch.arange(5))
+    methods = [LearnedMask(**FAST | {"n_steps": 4}, precision=precision) for precision in ("float32", "bfloat16")]
+    whole, half = (method.attribute(*call, distractors=images) for method in methods)
+    assert half.dtype == torch.float32
+    assert not torch.equal(whole, half)
+    # Adam's first step goes by the gradient's sign, so that single pixels may go the other way.
+    assert (half - whole).abs().mean() < 0.01

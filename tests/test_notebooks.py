@@ -26,6 +26,6 @@ def test_committed_notebooks_follow_the_house_rules(path):
     assert passed == total, outputs[-1].text
 
 
-def test_there_are_seven_notebooks():
+def test_there_are_eight_notebooks():
     theory, table1 = ["00_train_maskers", "01_theory_toy_model"], ["02_cifar10_tv_sweep", "03_imagenette_table1", "04_figures"]
-    assert [path.stem for path in NOTEBOOKS] == [*theory, *table1, "05_sanity_checks", "06_which_protocol"]
+    assert [path.stem for path in NOTEBOOKS] == [*theory, *table1, "05_sanity_checks", "06_which_protocol", "07_cost_and_quality"]

@@ -82,6 +82,8 @@ def test_plan_scales_with_the_profile(monkeypatch):
     assert plan["04_figures"].forward_backward == own_labels + figure2 + gallery
     # The grid: our four settings for three more pairs of scope and loss, and Gradient x Input once more.
     assert plan["06_which_protocol"].forward_backward == 10_000 * (3 * (3 * 20_000 + 2_000) + 1)
+    # Four labels of 100 CIFAR-10 images and two of 100 Imagenette images, by both schedules.
+    assert plan["07_cost_and_quality"].forward_backward == (400 + 200) * (20_000 + 2_000)
     # Two passes with gradient for each image that a masker learns masks on.
     assert plan["00_train_maskers"].forward_backward == pytest.approx(2 * (192_000 + 2 * 12 * 9_469), rel=0.001)
     assert plan["01_theory_toy_model"].forward == 0
