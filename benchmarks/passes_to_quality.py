@@ -13,6 +13,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from salkit.cli import name_and_value
 from salkit.data import load_images
 from salkit.image_files import IMAGENET_SAMPLE_LABELS
 from salkit.methods import LearnedMask
@@ -47,6 +48,7 @@ def main(
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     n: Annotated[int, typer.Option(help="How many images.")] = 20,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, another setting of LearnedMask.")] = None,
     most: Annotated[int | None, typer.Option(help="Composites a pair at which to stop.")] = None,
 ) -> None:
     """Learn masks with one schedule and append their scores along the way."""
@@ -55,6 +57,7 @@ def main(
     images = pool if chosen.labels is None else pool.with_labels(chosen.labels)
     classifier = load_classifier(chosen.classifier, chosen.labels, "all")
     settings = {"schedule": schedule, "precision": precision, "scale": chosen.scale, "l1": chosen.l1}
+    settings |= dict(name_and_value("set", s) for s in setting or [])
     methods = {name or schedule: LearnedMask(**settings)}  # type: ignore[arg-type]
     done = set()
     if out.exists():

@@ -117,13 +117,13 @@ PROFILES = {
     ),
     "demo": Profile(
         "demo",
-        Study("cifar10-samples", "cifar10-resnet20", None, 12, 20, 40, 1, 0.2, 1e-3, 32, 60, followed=(8, 4, 500)),
+        Study("cifar10-samples", "cifar10-resnet20", None, 12, 20, 40, 1, 0.2, 1e-3, 32, 60, followed=(4, 4, 200)),
         Study(
             *("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 5, 20, 12, 1, 0.3, 2e-5, 8, 48),
             held_out=5,
             own_label_images=4,
             grid_images=3,
-            followed=(2, 2, 100),
+            followed=(1, 2, 50),
         ),
         TVS,
         {"d": 10_000, "n_trials": 500, "ds": (1_000, 10_000, 100_000), "margins": (0.1, 0.2, 0.4)},
