@@ -229,7 +229,7 @@ def measure(masker: Masker, classifier: Classifier, images: ImageSet, batch_size
         sums["area"] += masks.mean((1, 2, 3)).sum().item()
         sums["area_false"] += masker.masks(classifier, inputs, others).mean((1, 2, 3)).sum().item()
         for name, shown in (("whole", inputs), ("kept", inputs * masks), ("removed", inputs * (1 - masks))):
-            prob = classifier.logits(shown).softmax(1)
+            prob = classifier.fast(inputs).logits(shown).softmax(1)
             sums[name] += prob.gather(1, labels[:, None]).sum().item()
     return {name: value / len(images) for name, value in sums.items()}
 

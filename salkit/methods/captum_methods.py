@@ -14,7 +14,7 @@ from salkit import masking
 from salkit.checks import check_choice, check_integer, check_settings
 from salkit.methods.base import Cost, check_pairs, label_names
 from salkit.models import Classifier
-from salkit.passes import batch_size, smaller_when_out_of_memory
+from salkit.passes import batch_size, pass_by_pass, smaller_when_out_of_memory
 
 Reduction = Literal["sum", "abs_sum"]
 Output = Literal["logit", "log_prob", "prob"]
@@ -76,14 +76,14 @@ class CaptumMethod:
         """Heatmaps `(N, H, W)`; see `SaliencyMethod.attribute`."""
         del distractors, seed, ids
         check_pairs(classifier, inputs, target)
+        outputs = label_outputs(classifier.fast(inputs), self.output)
 
-        attribution = self.attribution(label_outputs(classifier, self.output))
-        heatmaps = inputs.new_empty(len(inputs), *inputs.shape[-2:])
-        for pairs in torch.arange(len(inputs)).split(batch_size(inputs, self.internal_batch_size)):
+        def explain(pairs: Tensor) -> Tensor:
             x = inputs[pairs].detach().requires_grad_()
-            channels = attribution.attribute(x, target=target[pairs], **self.settings).detach()
-            heatmaps[pairs] = reduce_channels(channels, self.reduction)
-        return heatmaps
+            channels = self.attribution(outputs).attribute(x, target=target[pairs], **self.settings).detach()
+            return reduce_channels(channels, self.reduction)
+
+        return pass_by_pass(explain, torch.arange(len(inputs)), batch_size(inputs, self.internal_batch_size), inputs.device)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class SmoothGrad:
         del distractors
         check_pairs(classifier, inputs, target)
         names = zip(masking.image_ids(inputs, ids), label_names(classifier, target), strict=True)
-        tunnel = NoiseTunnel(Saliency(label_outputs(classifier)))
+        tunnel = NoiseTunnel(Saliency(label_outputs(classifier.fast(inputs))))
         size = batch_size(inputs, self.internal_batch_size)
         heatmaps = torch.empty_like(inputs[:, 0])
         for i, name in enumerate(names):

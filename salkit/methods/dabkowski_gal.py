@@ -148,7 +148,7 @@ class DabkowskiGalNet(Masker):
         masks = self.masks(classifier, inputs, selector)
         noisy = inputs + 0.03 * UNIT * _noise(inputs.shape, generator).to(inputs)
         preserved, destroyed = (masking.composite(noisy, kept, _alternative(noisy, generator)) for kept in (masks, 1 - masks))
-        z_preserved, z_destroyed = classifier.logits(torch.cat([preserved, destroyed])).split(n)
+        z_preserved, z_destroyed = classifier.fast(inputs).logits(torch.cat([preserved, destroyed])).split(n)
         p = torch.where(false, _margin(z_preserved, labels, 1, -1), _margin(z_preserved, labels, 1, 1))
         d = torch.where(false, _margin(z_destroyed, labels, 1, 1), _margin(z_destroyed, labels, 5, -1))
         size = (masks + 0.0005).pow(0.3).mean()

@@ -145,7 +145,7 @@ class PhangNet(Masker):
         del phase, generator
         whole, features = self.features(classifier, inputs)
         masks = self._decode(classifier, features, inputs, labels)
-        inside, outside = classifier.logits(torch.cat([inputs * masks, inputs * (1 - masks)])).split(len(inputs))
+        inside, outside = classifier.fast(inputs).logits(torch.cat([inputs * masks, inputs * (1 - masks)])).split(len(inputs))
         known, found, lost = whole.argmax(1) == labels, inside.argmax(1) == labels, outside.argmax(1) != labels
         size = masks.mean((1, 2, 3))
         log_outside = outside.log_softmax(1)
