@@ -45,6 +45,7 @@ class PartMaker:
             # Settled here, so that all workers compute the same and the description says it.
             method = method.resolved(self.source.classifier, self.source.place())
         settings = self.subject | self.pool | {"method": method, "explained": explained.tolist()}
+        settings["precision"] = getattr(method, "precision", "float32")
         rows = explained.numel()
         about = describe_experiment("maps", f"{self.name}, {title}: maps", rows, [models, masking], **settings)
         return Part(about, Maps(method, explained, self.seed), self.index)

@@ -30,6 +30,8 @@ from salkit.experiment import (
 from salkit.methods import METHODS, get_method, same_map_for_all_labels
 from salkit.methods.captum_methods import CaptumMethod
 from salkit.models import Classifier
+from salkit.planning import PartMaker
+from salkit.tasks import Source
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -365,3 +367,18 @@ def test_a_class_of_the_kit_stands_for_its_module_and_one_of_a_library_for_its_v
 def test_dictionaries_of_settings_in_any_order_are_one():
     orders = permutations({"a": 1, "b": (2, 3), "c": {"d": None}}.items())
     assert len({describe_experiment("table", "t", 1, **dict(order)).key for order in orders}) == 1
+
+
+def test_an_automatic_precision_is_settled_before_it_is_described(reference_classifier, images, monkeypatch):
+    maker = PartMaker("run", Source(reference_classifier, images, tuple("abcde"), images), 0)
+    explained = torch.zeros(5, 1, dtype=torch.int64)
+
+    def part(precision):
+        return maker.maps("ours", get_method("learned_mask", precision=precision), explained)
+
+    for native, settled in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert part("auto").experiment.key == part(settled).experiment.key
+        assert part("auto").experiment.what["precision"] == part("auto").task.method.precision == settled
+    assert part("bfloat16").experiment.key != part("float32").experiment.key
