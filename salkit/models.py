@@ -16,7 +16,7 @@ from salkit.checkpoints import load_checkpoint, load_pth
 from salkit.checks import check_choice, check_labels
 from salkit.downloads import fetch
 from salkit.image_files import data_dir
-from salkit.kernels import fold_batch_norms, keep_allocator_pages, round_alike
+from salkit.kernels import fold_batch_norms, keep_allocator_pages, plain_float32, round_alike
 from salkit.passes import stop_if_told
 
 SoftmaxScope = Literal["labels", "all"]
@@ -53,6 +53,7 @@ class Classifier(nn.Module):
             raise ValueError(f"softmax_over: expected 'labels' or 'all', got {softmax_over!r}")
         labels = None if labels is None else check_labels(labels)
         keep_allocator_pages()
+        plain_float32()
         self.net = copy.deepcopy(net).eval().requires_grad_(False).to(memory_format=torch.channels_last)
         round_alike(self.net)
         self.labels: tuple[int, ...] | None = None if labels is None else tuple(labels)

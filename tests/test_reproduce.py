@@ -77,7 +77,7 @@ def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, console):
 
 def test_the_kits_notebooks_have_the_parameters_the_runner_sets():
     paths = reproduce._select(reproduce.notebooks_dir(), None)
-    assert [p.stem[:2] for p in paths] == ["00", "01", "02", "03", "04", "05", "06"]
+    assert [p.stem[:2] for p in paths] == ["00", "01", "02", "03", "04", "05", "06", "07"]
     reproduce.check_parameters(paths, {"profile": "demo", "seed": 0, "device": "auto", "output_dir": "x"})
 
 
