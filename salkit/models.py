@@ -17,7 +17,7 @@ from salkit.checks import check_choice, check_labels
 from salkit.downloads import fetch
 from salkit.image_files import data_dir
 from salkit.kernels import fold_batch_norms, keep_allocator_pages, plain_float32, round_alike
-from salkit.passes import stop_if_told
+from salkit.passes import stop_if_told, this_worker
 
 SoftmaxScope = Literal["labels", "all"]
 Precision = Literal["float32", "bfloat16"]
@@ -60,16 +60,17 @@ class Classifier(nn.Module):
         self.softmax_over = softmax_over
         self.n_classes: int | None = None
         self._twins: dict[tuple[str, int], Classifier] = {}
+        self._copies: dict[int, nn.Module] = {}
 
     def _apply(self, *arguments: Any, **settings: Any) -> Classifier:
         """Every move to another device passes here."""
         moved = super()._apply(*arguments, **settings)
         round_alike(self.net)
-        self._twins = {}
+        self._twins, self._copies = {}, {}
         return moved
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_twins": {}}
+        return {**self.__dict__, "_twins": {}, "_copies": {}}
 
     def train(self, mode: bool = True) -> Classifier:
         """Kept in eval mode: a batch-norm that learns while it is being explained would explain another net."""
@@ -99,6 +100,7 @@ class Classifier(nn.Module):
         check_choice("precision", precision, get_args(Precision))
         nothing = precision == "float32" and not any(isinstance(module, nn.BatchNorm2d) for module in self.net.modules())
         if nothing and os.environ.get("SALKIT_COMPILE") != "1":
+            self._copies = {}  # somebody may have put other modules into the net
             return self
         tensors = self.net.state_dict(keep_vars=True).values()
         weights = (precision, sum(0 if tensor.is_inference() else tensor._version for tensor in tensors))
@@ -110,6 +112,15 @@ class Classifier(nn.Module):
                 on_gpu = inputs.device.type == "cuda"
                 self._twins[weights].net.compile(mode="reduce-overhead" if on_gpu else None, dynamic=False)  # the mode for CUDA graphs
         return self._twins[weights]
+
+    def _net_here(self) -> nn.Module:
+        """The net, or for a worker of `in_parallel` modules of its own over the same tensors: a net may keep on itself what it computes."""
+        worker = this_worker()
+        if worker and worker not in self._copies:
+            kept = [value for module in self.net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+            shared = {id(tensor): tensor for tensor in (*self.net.parameters(), *self.net.buffers(), *kept)}
+            self._copies[worker] = copy.deepcopy(self.net, shared)
+        return self._copies[worker] if worker else self.net
 
     @torch.no_grad()
     def _folded(self, probe: Tensor) -> Classifier:
@@ -134,7 +145,7 @@ class Classifier(nn.Module):
             ValueError: a tensor of another shape, or fewer classes than the label list names.
         """
         stop_if_told()
-        logits = self.net(inputs.to(self.dtype, memory_format=torch.channels_last))
+        logits = self._net_here()(inputs.to(self.dtype, memory_format=torch.channels_last))
         if not isinstance(logits, Tensor):
             raise TypeError(f"net: expected a tensor of logits, got {type(logits).__name__}")
         if logits.ndim != 2 or len(logits) != len(inputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -28,8 +29,9 @@ class Stopped(RuntimeError):
 
 
 class _Thread(threading.local):
-    """Of each thread: what tells it to stop."""
+    """Of each thread: which of the workers it is, 0 for others, and what tells it to stop."""
 
+    worker: int = 0
     stop: threading.Event | None = None
 
 
@@ -131,7 +133,8 @@ def in_parallel(function: Callable[[_Item], _T], items: Sequence[_Item], device:
     """`map(function, items)`, on a CPU as many at a time as torch has threads, each of them with one thread.
 
     A net's layers are too small to be shared well: two threads that compute a pass each do twice the work of one, two threads that share
-    a pass 1.1 to 1.5 times (EfficientNet-Lite0 and ResNet-20 on two cores). What looks into a net by hooks must not be called like this.
+    a pass 1.1 to 1.5 times (EfficientNet-Lite0 and ResNet-20 on two cores). A `Classifier` has modules of its own in each of them; what
+    registers hooks on its net must not be called like this.
 
     Example:
         >>> list(in_parallel(lambda x: x * x, [1, 2, 3], torch.device("cpu")))
@@ -142,14 +145,17 @@ def in_parallel(function: Callable[[_Item], _T], items: Sequence[_Item], device:
         yield from map(function, items)
         return
     stop, grad, inference = threading.Event(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    numbers = itertools.count(1)
+
+    def begin() -> None:
+        _thread.worker, _thread.stop = next(numbers), stop
+        torch.set_num_threads(1)
 
     def run(item: _Item) -> _T:
-        _thread.stop = stop
-        torch.set_num_threads(1)
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
             return function(item)
 
-    pool = ThreadPoolExecutor(at_once)
+    pool = ThreadPoolExecutor(at_once, initializer=begin)
     try:
         yield from pool.map(run, items)
     finally:
@@ -161,6 +167,11 @@ def in_parallel(function: Callable[[_Item], _T], items: Sequence[_Item], device:
 def pass_by_pass(function: Callable[[Tensor], Tensor], rows: Tensor, size: int, device: torch.device) -> Tensor:
     """`function(rows)` of at most `size` rows at a time, on all cores."""
     return torch.cat(list(in_parallel(function, rows.split(even_size(len(rows), size, device)), device)))
+
+
+def this_worker() -> int:
+    """Which of the workers of `in_parallel` this thread is, from 1; 0 outside."""
+    return _thread.worker
 
 
 def stop_if_told() -> None:

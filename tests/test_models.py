@@ -1,6 +1,7 @@
 import copy
 import pickle
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from salkit import checkpoints, data, models
 from salkit.checkpoints import save_checkpoint
 from salkit.methods.masker import load_masker, masker_metadata
 from salkit.models import Classifier, load_classifier, resolve_precision
+from salkit.passes import pass_by_pass
 
 
 @pytest.fixture
@@ -240,3 +242,30 @@ def test_compiled_nets_compute_the_same(net, images, monkeypatch):
     compiled = Classifier(net).fast(images)
     assert compiled.net._compiled_call_impl is not None
     torch.testing.assert_close(compiled.logits(images), expected)
+
+
+class Forgetful(nn.Module):
+    """Keeps what it computes on itself, as nets do whose features are looked at later."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.seen = torch.zeros(1)
+
+    def forward(self, inputs):
+        self.seen = inputs.mean((2, 3)) * self.scale
+        time.sleep(0.02)
+        return self.seen
+
+
+def test_workers_do_not_mix_up_a_net_that_keeps_what_it_computes():
+    classifier = Classifier(Forgetful())
+    rows = torch.arange(8.0)[:, None, None, None].expand(-1, 3, 2, 2)
+    classifier.logits(rows.clone().requires_grad_())  # keeps a tensor with a history
+    torch.set_num_threads(2)
+    try:
+        found = pass_by_pass(classifier.fast(rows).logits, rows, 2, rows.device)
+    finally:
+        torch.set_num_threads(1)
+    assert found[:, 0].tolist() == list(range(8))
+    assert all(net.scale is classifier.net.scale for net in classifier._copies.values()), "weights are shared"
