@@ -105,9 +105,11 @@ class Classifier(nn.Module):
         tensors = self.net.state_dict(keep_vars=True).values()
         weights = (precision, sum(0 if tensor.is_inference() else tensor._version for tensor in tensors))
         if weights not in self._twins:
-            twin = self._folded(inputs[:1].detach().to(memory_format=torch.channels_last))
-            self._twins = {key: kept for key, kept in self._twins.items() if key[1] == weights[1]}
-            self._twins[weights] = twin if precision == "float32" else twin._half()
+            # What is made in inference mode could not be differentiated through later.
+            with torch.inference_mode(False), torch.no_grad():
+                twin = self._folded(inputs[:1].detach().to(memory_format=torch.channels_last))
+                self._twins = {key: kept for key, kept in self._twins.items() if key[1] == weights[1]}
+                self._twins[weights] = twin if precision == "float32" else twin._half()
             if os.environ.get("SALKIT_COMPILE") == "1":
                 on_gpu = inputs.device.type == "cuda"
                 self._twins[weights].net.compile(mode="reduce-overhead" if on_gpu else None, dynamic=False)  # the mode for CUDA graphs
@@ -122,7 +124,6 @@ class Classifier(nn.Module):
             self._copies[worker] = copy.deepcopy(self.net, shared)
         return self._copies[worker] if worker else self.net
 
-    @torch.no_grad()
     def _folded(self, probe: Tensor) -> Classifier:
         """A copy without batch norms where that leaves the logits as they are, else with them."""
         expected = self.logits(probe)

@@ -269,3 +269,12 @@ def test_workers_do_not_mix_up_a_net_that_keeps_what_it_computes():
         torch.set_num_threads(1)
     assert found[:, 0].tolist() == list(range(8))
     assert all(net.scale is classifier.net.scale for net in classifier._copies.values()), "weights are shared"
+
+
+def test_a_twin_that_was_made_in_inference_mode_can_be_differentiated_through(net, images):
+    classifier = Classifier(net)
+    with torch.inference_mode():
+        classifier.fast(images)(images)
+    leaf = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(classifier.fast(images)(leaf).sum(), leaf)
+    assert gradient.abs().max() > 0
