@@ -13,7 +13,7 @@ import typer
 
 from benchmarks.cases import CASES
 from benchmarks.harness import Row, heading, machine, table
-from benchmarks.scaling import Growth, grow, growth_table
+from benchmarks.scaling import Growth, as_found_rows, grow, growth_table
 from benchmarks.speed import RATE, run_case
 from salkit.checks import check_choice
 from salkit.cli import errors
@@ -43,7 +43,8 @@ def main(
     rows: list[Row] = []
     for name in names:
         typer.echo(f"measuring {CASES[name].title} ...", err=True)
-        rows += run_case(CASES[name].quick() if quick else CASES[name], place)
+        found = run_case(CASES[name].quick() if quick else CASES[name], place)
+        rows += [*found, *as_found_rows(name, found, place)]
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

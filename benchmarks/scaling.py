@@ -9,7 +9,7 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,23 +18,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import released
-from benchmarks.cases import CASES, Material, load
-from benchmarks.harness import ROOT, seconds, table
-from benchmarks.speed import released_curves
+from benchmarks.cases import CASES, Case, Material, load
+from benchmarks.harness import ROOT, Measurement, Row, Target, seconds, table
+from benchmarks.speed import RATE, released_curves
 from salkit.curves import insertion_curve
 from salkit.kernels import keep_allocator_pages
 from salkit.methods import LearnedMask
 
-CASE = CASES["efficientnet"]
 N_STEPS, N_DISTRACTORS = 2, 10
 
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work for EfficientNet-Lite0.
+    """A piece of work.
 
     Args:
         task: a name of `TASKS`.
+        case: the net.
         images: how many.
         labels: how many of each image; pairs are images times labels.
         side: of the images, in pixels.
@@ -46,8 +46,14 @@ class Work:
     images: int = 2
     labels: int = 2
     side: int = 224
-    n_points: int = CASE.n_points
+    n_points: int = 28
     keep_pages: bool = True
+    case: str = "efficientnet"
+
+    @property
+    def of(self) -> Case:
+        """Net and settings."""
+        return CASES[self.case]
 
     @property
     def pairs(self) -> int:
@@ -94,7 +100,7 @@ def plan(quick: bool) -> list[tuple[str, Work]]:
         if not quick:
             works += [("images", replace(work, images=4)), ("labels", replace(work, labels=4)), ("side", replace(work, side=112))]
     if not quick:
-        works.append(("points", replace(work, n_points=2 * CASE.n_points)))
+        works.append(("points", replace(work, n_points=2 * work.n_points)))
         for task in ("released learning", "released curves"):
             works += [("", Work(task)), ("allocator as found", Work(task, keep_pages=False))]
     return works
@@ -110,6 +116,21 @@ def grow(device: str, quick: bool) -> list[Growth]:
     return found
 
 
+def as_found_rows(name: str, rows: Sequence[Row], device: str) -> list[Row]:
+    """The kit's rates over those of the released way as its users would run it: in a process without the kit's allocator settings."""
+    case, found = CASES[name], []
+    for task, goals in (("learning", (case.learning_target, case.learning_target)), ("curves", case.curves_targets or (None, None))):
+        work = Work(f"released {task}", images=4, case=name, keep_pages=False)
+        rate = TASKS[work.task][0](work) / _in_process(work, device)[0]
+        for precision, goal in zip(("float32", "bfloat16"), goals, strict=True):
+            ours = next(r.found for r in rows if (r.task, r.name, r.unit) == (task, f"salkit {precision}", RATE))
+            ratio = None if ours is None else Measurement("", tuple(value / rate for value in ours.values))
+            note = f"{rate:.0f} composites/s in a process of its own"
+            title = f"salkit {precision} / released, allocator as found"
+            found.append(Row(case.title, task, title, ratio, Target(goal) if goal else None, note))
+    return found
+
+
 def pairs(work: Work, material: Material) -> tuple[Tensor, Tensor, list[str]]:
     """Every image with each of its labels."""
     images = material.images[: work.images].repeat_interleave(work.labels, 0)
@@ -120,7 +141,7 @@ def pairs(work: Work, material: Material) -> tuple[Tensor, Tensor, list[str]]:
 def learn(work: Work, material: Material) -> None:
     """Masks of the kit."""
     inputs, target, ids = pairs(work, material)
-    method = LearnedMask(scale=CASE.scale, l1=CASE.l1, n_steps=N_STEPS, n_distractors=N_DISTRACTORS)
+    method = LearnedMask(scale=work.of.scale, l1=work.of.l1, n_steps=N_STEPS, n_distractors=N_DISTRACTORS)
     method.learn(material.classifier, inputs, target, distractors=material.images, ids=ids)
 
 
@@ -134,13 +155,14 @@ def released_learn(work: Work, material: Material) -> None:
     """Masks the released way, all pairs in one batch."""
     inputs, target, _ = pairs(work, material)
     draws = torch.randint(len(material.images), (work.pairs, N_STEPS, N_DISTRACTORS), device=inputs.device)
-    released.learn_masks(material.net, inputs, target, material.images, draws, CASE.labels, scale=CASE.scale, l1=CASE.l1)
+    settings = {"scale": work.of.scale, "l1": work.of.l1}
+    released.learn_masks(material.net, inputs, target, material.images, draws, work.of.labels, **settings)  # type: ignore[arg-type]
 
 
 def released_evaluate(work: Work, material: Material) -> None:
     """Curves the released way."""
     inputs, target, _ = pairs(work, material)
-    released_curves(material.net, inputs, target, material.heatmaps(work.pairs), CASE.labels, work.n_points)
+    released_curves(material.net, inputs, target, material.heatmaps(work.pairs), work.of.labels, work.n_points)
 
 
 TASKS: dict[str, tuple[Callable[[Work], int], Callable[[Work, Material], None]]] = {
@@ -155,7 +177,7 @@ TASKS: dict[str, tuple[Callable[[Work], int], Callable[[Work, Material], None]]]
 
 def measure(work: Work, device: str) -> tuple[float, int]:
     """Seconds of the second run, and the most memory that this process (or its GPU) has had, in bytes."""
-    material = load(CASE, device)
+    material = load(work.of, device)
     if work.keep_pages:
         keep_allocator_pages()
     if work.side != material.images.shape[-1]:

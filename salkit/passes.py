@@ -80,7 +80,7 @@ def measured() -> dict[str, int]:
 
 
 def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: str | None = None) -> int:
-    """Composites a pass: as given, or as `salkit tune` found best, or on a CPU 8 at 224 and 64 at 32 pixels, on a GPU 127 and 400.
+    """Composites a pass: as given, or as `salkit tune` found best, or on a CPU 8 at 224 and 128 at 32 pixels, on a GPU 127 and 400.
 
     (ResNet-164 keeps about 30 MB each.) On the device of the inputs, or on one of another type if that is given. Never more than the
     environment's `SALKIT_BATCH_SIZE`, or than memory turned out to hold.
@@ -93,7 +93,7 @@ def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: s
         (8, 4)
     """
     place = torch.device(device or inputs.device)
-    budget, most = (410_000, 64) if place.type == "cpu" else (6_400_000, 400)
+    budget, most = (410_000, 128) if place.type == "cpu" else (6_400_000, 400)
     if internal_batch_size is None and (found := measured()):
         internal_batch_size = found.get(measured_key(place, inputs.shape[-1]))
     if internal_batch_size is None:
@@ -104,12 +104,12 @@ def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: s
 
 
 def pass_size(inputs: Tensor, composites: int = 1, internal_batch_size: int | None = None, device: str | None = None) -> int:
-    """How many pairs of so many composites go into a forward pass: the largest power of two that fits the batch size.
+    """How many pairs of so many composites go into a forward pass: as many as fit the batch size.
 
     At least two composites: a single small image is computed by other kernels, which round differently.
     """
     least = 2 if composites == 1 else 1
-    return max(least, 1 << max(0, (batch_size(inputs, internal_batch_size, device) // composites).bit_length() - 1))
+    return max(least, batch_size(inputs, internal_batch_size, device) // composites)
 
 
 def workers(device: torch.device) -> int:

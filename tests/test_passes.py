@@ -106,21 +106,21 @@ def test_a_function_is_tried_with_halves_down_to_one():
             raise MemoryError
         return tried[-1]
 
-    with pytest.warns(UserWarning, match="at most 32 images"):
+    with pytest.warns(UserWarning, match="at most 64 images"):
         assert fill(torch.zeros(1, 3, 32, 32)) == 1
-    assert tried == [64, 32, 16, 8, 4, 2, 1]
+    assert tried == [128, 64, 32, 16, 8, 4, 2, 1]
 
 
 def test_the_environment_caps_passes(monkeypatch):
     inputs = torch.zeros(1, 3, 32, 32)
-    assert (batch_size(inputs), pass_size(inputs, 10)) == (64, 4)
+    assert (batch_size(inputs), pass_size(inputs, 10)) == (128, 12)
     monkeypatch.setenv("SALKIT_BATCH_SIZE", "12")
     assert (batch_size(inputs), batch_size(inputs, 100), batch_size(inputs, 5), pass_size(inputs, 10), pass_size(inputs)) == (
         12,
         12,
         5,
         1,
-        8,
+        12,
     )
     monkeypatch.setenv("SALKIT_BATCH_SIZE", "many")
     with pytest.raises(ValueError, match="SALKIT_BATCH_SIZE: expected an integer >= 1 in the environment, got 'many'"):
@@ -224,11 +224,11 @@ def test_a_measured_size_is_remembered_for_its_device_and_image_size(tmp_path, m
     passes.measured.cache_clear()
     inputs = torch.zeros(1, 3, 32, 32)
     try:
-        assert (passes.measured(), batch_size(inputs)) == ({}, 64)
-        rates = {32: 1.0, 64: 2.0, 128: 3.0}
+        assert (passes.measured(), batch_size(inputs)) == ({}, 128)
+        rates = {64: 1.0, 128: 2.0, 256: 3.0}
         monkeypatch.setattr(costs, "_learning_rate", lambda classifier, side, size, device: rates[size])
-        assert costs.tune("cpu", ["cifar10-resnet20"]) == {passes.measured_key(CPU, 32): 128}
-        assert batch_size(inputs) == batch_size(inputs, device="cpu") == 128
+        assert costs.tune("cpu", ["cifar10-resnet20"]) == {passes.measured_key(CPU, 32): 256}
+        assert batch_size(inputs) == batch_size(inputs, device="cpu") == 256
         assert (batch_size(inputs, 5), batch_size(torch.zeros(1, 3, 224, 224))) == (5, 8)
         for damaged in ("{", "[1]", '{"a": 0}', '{"a": "many"}'):
             passes.measured_file().write_text(damaged)
