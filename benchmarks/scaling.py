@@ -120,7 +120,8 @@ def as_found_rows(name: str, rows: Sequence[Row], device: str) -> list[Row]:
     """The kit's rates over those of the released way as its users would run it: in a process without the kit's allocator settings."""
     case, found = CASES[name], []
     for task, goals in (("learning", (case.learning_target, case.learning_target)), ("curves", case.curves_targets or (None, None))):
-        work = Work(f"released {task}", images=4, case=name, keep_pages=False)
+        side = 32 if case.data == "cifar10-samples" else 224
+        work = Work(f"released {task}", images=4, side=side, case=name, keep_pages=False)
         rate = TASKS[work.task][0](work) / _in_process(work, device)[0]
         for precision, goal in zip(("float32", "bfloat16"), goals, strict=True):
             ours = next(r.found for r in rows if (r.task, r.name, r.unit) == (task, f"salkit {precision}", RATE))
