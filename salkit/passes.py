@@ -132,8 +132,9 @@ def even_size(n: int, size: int, device: torch.device) -> int:
 def in_parallel(function: Callable[[_Item], _T], items: Sequence[_Item], device: torch.device) -> Iterator[_T]:
     """`map(function, items)`, on a CPU as many at a time as torch has threads, each of them with one thread.
 
-    In learning that is at most a tenth faster than sharing passes of the best size (`make bench`), but small passes need not be shared, nor what
-    surrounds them. A `Classifier` has modules of its own in each thread; what registers hooks on its net must not be called like this.
+    In learning that is at most a tenth faster than sharing passes of the best size (`make bench`), but small passes need not be shared,
+    nor what surrounds them. A `Classifier` has modules of its own in each thread; what registers hooks on its net must not be called
+    like this.
 
     Example:
         >>> list(in_parallel(lambda x: x * x, [1, 2, 3], torch.device("cpu")))
