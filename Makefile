@@ -64,7 +64,7 @@ record: $(READY)  ## run the notebooks in place and record their outputs and exp
 	TQDM_DISABLE=1 SALKIT_RECORD=1 $(PY) -m jupyter nbconvert --to notebook --execute --inplace notebooks/0*.ipynb
 	$(PY) -m ruff format --quiet notebooks
 
-bench: $(READY)  ## speed and memory beside the bare net, the released code's way and torch-cam, about eight minutes: runs/bench
+bench: $(READY)  ## speed and memory beside the bare net, the released code's way and torch-cam, about 13 minutes: runs/bench
 	-$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torchcam
 	$(PY) -m benchmarks --out runs/bench
 

@@ -111,7 +111,7 @@ def tune(device: str = "auto", names: Sequence[str] = ("cifar10-resnet20", "effi
         classifier = load_classifier(name, device=str(place), pretrained=False)
         side = _side(name)
         usual = batch_size(torch.empty(1, 3, side, side, device="meta"), device=place.type)
-        rates = {size: _learning_rate(classifier, side, size, place) for size in (usual // 2, usual, 2 * usual)}
+        rates = {size: _learning_rate(classifier, side, size, place) for size in (max(1, usual // 2), usual, 2 * usual)}
         found[measured_key(place, side)] = max(rates, key=lambda size: rates[size])
     path = measured_file()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,6 +22,7 @@ from salkit.passes import stop_if_told, this_worker
 
 SoftmaxScope = Literal["labels", "all"]
 Precision = Literal["float32", "bfloat16"]
+_making_twins = threading.Lock()
 
 
 class Classifier(nn.Module):
@@ -100,20 +102,22 @@ class Classifier(nn.Module):
         check_choice("precision", precision, get_args(Precision))
         nothing = precision == "float32" and not any(isinstance(module, nn.BatchNorm2d) for module in self.net.modules())
         if nothing and os.environ.get("SALKIT_COMPILE") != "1":
-            self._copies = {}  # somebody may have put other modules into the net
+            if not this_worker():  # others may be at theirs
+                self._copies = {}  # somebody may have put other modules into the net
             return self
         tensors = self.net.state_dict(keep_vars=True).values()
         weights = (precision, sum(0 if tensor.is_inference() else tensor._version for tensor in tensors))
-        if weights not in self._twins:
-            # What is made in inference mode could not be differentiated through later.
-            with torch.inference_mode(False), torch.no_grad():
-                twin = self._folded(inputs[:1].detach().to(memory_format=torch.channels_last))
-                self._twins = {key: kept for key, kept in self._twins.items() if key[1] == weights[1]}
-                self._twins[weights] = twin if precision == "float32" else twin._half()
-            if os.environ.get("SALKIT_COMPILE") == "1":
-                on_gpu = inputs.device.type == "cuda"
-                self._twins[weights].net.compile(mode="reduce-overhead" if on_gpu else None, dynamic=False)  # the mode for CUDA graphs
-        return self._twins[weights]
+        with _making_twins:
+            if weights not in self._twins:
+                # What is made in inference mode could not be differentiated through later.
+                with torch.inference_mode(False), torch.no_grad():
+                    twin = self._folded(inputs[:1].detach().to(memory_format=torch.channels_last))
+                    twin = twin if precision == "float32" else twin._half()
+                if os.environ.get("SALKIT_COMPILE") == "1":
+                    on_gpu = inputs.device.type == "cuda"
+                    twin.net.compile(mode="reduce-overhead" if on_gpu else None, dynamic=False)  # the mode for CUDA graphs
+                self._twins = {key: kept for key, kept in self._twins.items() if key[1] == weights[1]} | {weights: twin}
+            return self._twins[weights]
 
     def _net_here(self) -> nn.Module:
         """The net, or for a worker of `in_parallel` modules of its own over the same tensors: a net may keep on itself what it computes."""

@@ -115,7 +115,6 @@ def _learn_along(
                 break
         return found
 
-    classifier.fast(inputs)  # made before threads ask for it
     size = even_size(len(inputs), pass_size(inputs, method.composites_per_step), inputs.device)
     parts = list(in_parallel(learn, torch.arange(len(inputs)).split(size), inputs.device))
     return {step * method.composites_per_step: torch.cat(maps) for step, maps in zip(sorted(wanted), zip(*parts, strict=True), strict=True)}

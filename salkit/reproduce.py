@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,8 @@ def reproduce(
     os.environ.update(ALLOCATOR | os.environ)  # kernels inherit it
     if not measured() and profile != "smoke":
         progress.console.print("Measuring once how many images a pass are fastest on this device (salkit tune) ...")
-        tune(str(values.get("device", "auto")))
+        with suppress(OSError):  # a home that cannot be written to is no reason to stop
+            tune(str(values.get("device", "auto")))
     try:
         with _workers(executor, workers, progress.console) as address, progress:
             for path in paths:

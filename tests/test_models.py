@@ -13,7 +13,7 @@ from salkit import checkpoints, data, models
 from salkit.checkpoints import save_checkpoint
 from salkit.methods.masker import load_masker, masker_metadata
 from salkit.models import Classifier, load_classifier, resolve_precision
-from salkit.passes import pass_by_pass
+from salkit.passes import in_parallel, pass_by_pass
 
 
 @pytest.fixture
@@ -278,3 +278,18 @@ def test_a_twin_that_was_made_in_inference_mode_can_be_differentiated_through(ne
     leaf = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(classifier.fast(images)(leaf).sum(), leaf)
     assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_workers_that_ask_for_a_twin_at_the_same_time_get_the_same_one(net, images, precision, monkeypatch):
+    made = []
+    fold = models.fold_batch_norms
+    monkeypatch.setattr(models, "fold_batch_norms", lambda *arguments: (time.sleep(0.05), made.append(1), fold(*arguments))[-1])
+    classifier = Classifier(net)
+    torch.set_num_threads(2)
+    try:
+        twins = list(in_parallel(lambda i: classifier.fast(images, precision), range(4), images.device))
+    finally:
+        torch.set_num_threads(1)
+    assert {id(twin) for twin in twins} == {id(classifier.fast(images, precision))}
+    assert len(made) == 1

@@ -131,7 +131,8 @@ class LearnedMask(LearnedMap):
             ValueError: the image side is no multiple of `scale`; random-image infill without a usable distractor.
         """
         check_pairs(classifier, inputs, target)
-        self._fast(classifier, inputs)  # made before threads ask for it
+        if distractors is not None and distractors.ndim == 4:
+            distractors = distractors.to(memory_format=torch.channels_last)  # here, or every pass would copy the pool
         names = masking.image_ids(inputs, ids)
         learned = inputs.new_empty(len(inputs), inputs.shape[-2] // self.scale, inputs.shape[-1] // self.scale)
 
@@ -165,7 +166,7 @@ class LearnedMask(LearnedMap):
         if height % self.scale or width % self.scale:
             raise ValueError(f"scale: expected a divisor of the image sides {(height, width)}, got {self.scale}")
         pool, draws = self._infills(classifier, inputs, target, distractors, seed, ids)
-        net = self._fast(classifier, inputs)
+        net = classifier.fast(inputs, resolve_precision(self.precision, classifier, inputs.device))
         logits = inputs.new_zeros(n, 1, height // self.scale, width // self.scale, requires_grad=True)
         adam = torch.optim.Adam([logits], lr=self.lr)
         column = net.scope_index(target)
@@ -181,9 +182,6 @@ class LearnedMask(LearnedMap):
             (logits.grad,) = torch.autograd.grad(loss, [logits])
             adam.step()
             yield logits.detach().squeeze(1)
-
-    def _fast(self, classifier: Classifier, inputs: Tensor) -> Classifier:
-        return classifier.fast(inputs, resolve_precision(self.precision, classifier, inputs.device))
 
     def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:
         """The masks `(N, H, W)` in (0, 1)."""
