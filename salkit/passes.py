@@ -159,8 +159,9 @@ def in_parallel(function: Callable[[_Item], _T], items: Sequence[_Item], device:
     try:
         yield from pool.map(run, items)
     finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # first, so that nothing is begun only to be stopped
         stop.set()
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
         torch.set_num_threads(threads)  # threads that are made later take over what was set last
 
 
