@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from salkit.checks import check_choice, check_images, check_number, check_tensor, is_integer
-from salkit.masking import rank_pixels
+from salkit.masking import channels_last_composite, rank_pixels
 from salkit.methods.base import check_classifier, check_pairs, check_precision
 from salkit.models import Classifier
 from salkit.passes import batch_size, pass_by_pass, smaller_when_out_of_memory
@@ -126,9 +126,10 @@ def insertion_curves_all_labels(
     check_images("inputs", inputs)
     check_precision("inputs", inputs, classifier)
     check_heatmaps(inputs, heatmaps, k)
-    kept = kept_counts(heatmaps[0].numel(), n_steps).to(inputs.device)
-    ranks = rank_pixels(heatmaps.to(inputs.device), seed).unsqueeze(1)
-    fill = _fill(inputs, baseline)
+    # In floating point (which has all integers up to 2 ** 24) a mask takes the fewest steps.
+    kept = kept_counts(heatmaps[0].numel(), n_steps).to(inputs.device, torch.float32)
+    ranks = rank_pixels(heatmaps.to(inputs.device), seed).float()
+    shown, hidden = (x.permute(0, 2, 3, 1).contiguous() for x in (inputs, _fill(inputs, baseline)))
     inner, ends = torch.arange(1, len(kept) - 1), torch.tensor([0, len(kept) - 1])
     # Any map of an image will do for its ends.
     first = torch.cartesian_prod(torch.arange(len(inputs)) * k, ends)
@@ -137,10 +138,12 @@ def insertion_curves_all_labels(
 
     def show(some: Tensor) -> Tensor:
         pair, point = some.unbind(1)
-        keep = ranks[pair] < kept[point, None, None, None]
-        return fast(torch.where(keep, inputs[pair // k], fill[pair // k])).exp()
+        image = pair // k
+        masks = (kept[point, None, None] - ranks.index_select(0, pair)).clamp_(0, 1)  # 1 where rank < kept
+        infill = hidden.index_select(0, image) if len(hidden) > 1 else hidden
+        return fast(channels_last_composite(shown.index_select(0, image), masks.to(inputs.dtype), infill)).exp()
 
-    found = pass_by_pass(show, points, batch_size(inputs, internal_batch_size), inputs.device)
+    found = pass_by_pass(show, points, batch_size(inputs, internal_batch_size, gradients=False), inputs.device)
     if not torch.isfinite(found).all():
         raise ValueError("classifier: expected finite logits, got NaN or infinity")
     outer = found[: len(first)].unflatten(0, (len(inputs), 2)).repeat_interleave(k, 0)
@@ -192,7 +195,7 @@ def check_heatmaps(inputs: Tensor, heatmaps: Tensor, maps_per_image: int = 1) ->
 
 
 def _fill(inputs: Tensor, baseline: float | Tensor) -> Tensor:
-    """What hides the pixels, at the shape of the inputs.
+    """What hides the pixels: one image for each of the inputs, or a single one for all.
 
     Raises:
         ValueError: a shape that does not broadcast to it, or values that are not finite.
@@ -202,6 +205,7 @@ def _fill(inputs: Tensor, baseline: float | Tensor) -> Tensor:
     if not torch.isfinite(baseline).all():
         raise ValueError("baseline: expected finite values, got NaN or infinity")
     try:
-        return baseline.to(inputs).broadcast_to(inputs.shape)
+        single = baseline.ndim < 4 or len(baseline) == 1
+        return baseline.to(inputs).broadcast_to(inputs[:1].shape if single else inputs.shape)
     except RuntimeError as error:
         raise ValueError(f"baseline: expected a shape that broadcasts to {tuple(inputs.shape)}, got {tuple(baseline.shape)}") from error

@@ -111,7 +111,8 @@ class Classifier(nn.Module):
             if weights not in self._twins:
                 # What is made in inference mode could not be differentiated through later.
                 with torch.inference_mode(False), torch.no_grad():
-                    twin = self._folded(inputs[:1].detach().to(memory_format=torch.channels_last))
+                    widen = precision == "float32" and inputs.device.type == "cpu"
+                    twin = self._folded(inputs[:1].detach().to(memory_format=torch.channels_last), widen)
                     twin = twin if precision == "float32" else twin._half()
                 if os.environ.get("SALKIT_COMPILE") == "1":
                     on_gpu = inputs.device.type == "cuda"
@@ -128,10 +129,10 @@ class Classifier(nn.Module):
             self._copies[worker] = copy.deepcopy(self.net, shared)
         return self._copies[worker] if worker else self.net
 
-    def _folded(self, probe: Tensor) -> Classifier:
+    def _folded(self, probe: Tensor, widen: bool) -> Classifier:
         """A copy without batch norms where that leaves the logits as they are, else with them."""
         expected = self.logits(probe)
-        folded = Classifier(fold_batch_norms(self.net, probe), self.labels, self.softmax_over)
+        folded = Classifier(fold_batch_norms(self.net, probe, widen), self.labels, self.softmax_over)
         same = torch.allclose(folded.logits(probe), expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
         return folded if same else Classifier(self.net, self.labels, self.softmax_over)
 

@@ -63,10 +63,10 @@ def measured_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salkit" / "passes.json"
 
 
-def measured_key(device: torch.device, side: int) -> str:
-    """The device and the size of images that a measurement is for."""
+def measured_key(device: torch.device, side: int, gradients: bool = True) -> str:
+    """The device, the size of images and the kind of pass that a measurement is for."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.node()
-    return f"{name}, {torch.get_num_threads()} threads, {side} pixels"
+    return f"{name}, {torch.get_num_threads()} threads, {side} pixels, {'with' if gradients else 'without'} gradients"
 
 
 @cache
@@ -79,11 +79,17 @@ def measured() -> dict[str, int]:
         return {}
 
 
-def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: str | None = None) -> int:
-    """Composites a pass: as given, or as `salkit tune` found best, or on a CPU 8 at 224 and 128 at 32 pixels, on a GPU 127 and 400.
+def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: str | None = None, gradients: bool = True) -> int:
+    """Composites a pass: as given, or as `salkit tune` found best, or a default; capped by `SALKIT_BATCH_SIZE` and by memory that ran out.
 
-    (ResNet-164 keeps about 30 MB each.) On the device of the inputs, or on one of another type if that is given. Never more than the
-    environment's `SALKIT_BATCH_SIZE`, or than memory turned out to hold.
+    The default on a CPU is 8 at 224 and 80 at 32 pixels, or 16 and 64 without gradients: more do not fit its caches. On a GPU 127 and 400
+    (ResNet-164 keeps about 30 MB each). In bfloat16 twice as many.
+
+    Args:
+        inputs: their size, type and device count.
+        internal_batch_size: as given.
+        device: the type of another device.
+        gradients: whether passes go forward and backward, or only forward.
 
     Raises:
         ValueError: `SALKIT_BATCH_SIZE` is no number.
@@ -93,11 +99,14 @@ def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: s
         (8, 4)
     """
     place = torch.device(device or inputs.device)
-    budget, most = (410_000, 128) if place.type == "cpu" else (6_400_000, 400)
-    if internal_batch_size is None and (found := measured()):
-        internal_batch_size = found.get(measured_key(place, inputs.shape[-1]))
     if internal_batch_size is None:
-        internal_batch_size = max(1, min(most, budget // (inputs.shape[-2] * inputs.shape[-1])))
+        budget, most = 6_400_000, 400
+        if place.type == "cpu":
+            budget, most = (410_000, 80) if gradients else (820_000, 64)
+        usual = max(1, min(most, budget // (inputs.shape[-2] * inputs.shape[-1])))
+        if found := measured():
+            usual = found.get(measured_key(place, inputs.shape[-1], gradients), usual)
+        internal_batch_size = 2 * usual if inputs.dtype == torch.bfloat16 else usual
     chosen = check_integer("internal_batch_size", internal_batch_size, 1)
     _Limit.last = min(chosen, _Limit.cap or chosen, largest_pass() or chosen)
     return _Limit.last
@@ -166,8 +175,10 @@ def in_parallel(function: Callable[[_Item], _T], items: Sequence[_Item], device:
 
 
 def pass_by_pass(function: Callable[[Tensor], Tensor], rows: Tensor, size: int, device: torch.device) -> Tensor:
-    """`function(rows)` of at most `size` rows at a time, on all cores."""
-    return torch.cat(list(in_parallel(function, rows.split(even_size(len(rows), size, device)), device)))
+    """`function(rows)` of at most `size` rows at a time, on all cores; as many passes for each of them, where there are two rows a pass."""
+    n, at_once = len(rows), workers(device)
+    n_passes = max(-(-n // size), min(n // 2, at_once * -(-n // (at_once * size))))
+    return torch.cat(list(in_parallel(function, rows.tensor_split(n_passes), device)))
 
 
 def this_worker() -> int:

@@ -75,7 +75,6 @@ def test_out_of_memory_changes_the_passes_and_not_the_maps(name, settings, error
     with pytest.warns(UserWarning, match="out of memory: from now on at most") as said:
         maps = explain(3, error, name, **settings)
     assert len(said) == 1
-    assert passes._Limit.cap <= 3
     torch.testing.assert_close(maps, undisturbed, atol=1e-5, rtol=0)
     Narrow.sizes.clear()
     explain(3, error, name, **settings)  # no further message: warnings are errors
@@ -106,14 +105,14 @@ def test_a_function_is_tried_with_halves_down_to_one():
             raise MemoryError
         return tried[-1]
 
-    with pytest.warns(UserWarning, match="at most 64 images"):
+    with pytest.warns(UserWarning, match="at most 40 images"):
         assert fill(torch.zeros(1, 3, 32, 32)) == 1
-    assert tried == [128, 64, 32, 16, 8, 4, 2, 1]
+    assert tried == [80, 40, 20, 10, 5, 2, 1]
 
 
 def test_the_environment_caps_passes(monkeypatch):
     inputs = torch.zeros(1, 3, 32, 32)
-    assert (batch_size(inputs), pass_size(inputs, 10)) == (128, 12)
+    assert (batch_size(inputs), pass_size(inputs, 10)) == (80, 8)
     monkeypatch.setenv("SALKIT_BATCH_SIZE", "12")
     assert (batch_size(inputs), batch_size(inputs, 100), batch_size(inputs, 5), pass_size(inputs, 10), pass_size(inputs)) == (
         12,
@@ -224,11 +223,13 @@ def test_a_measured_size_is_remembered_for_its_device_and_image_size(tmp_path, m
     passes.measured.cache_clear()
     inputs = torch.zeros(1, 3, 32, 32)
     try:
-        assert (passes.measured(), batch_size(inputs)) == ({}, 128)
-        rates = {64: 1.0, 128: 2.0, 256: 3.0}
-        monkeypatch.setattr(costs, "_learning_rate", lambda classifier, side, size, device: rates[size])
-        assert costs.tune("cpu", ["cifar10-resnet20"]) == {passes.measured_key(CPU, 32): 256}
-        assert batch_size(inputs) == batch_size(inputs, device="cpu") == 256
+        assert (passes.measured(), batch_size(inputs)) == ({}, 80)
+        rates = {32: 1.0, 40: 1.0, 64: 2.0, 80: 2.0, 128: 3.0, 160: 3.0}
+        monkeypatch.setattr(costs, "_rate", lambda classifier, side, size, device, gradients: rates[size])
+        expected = {passes.measured_key(CPU, 32, True): 160, passes.measured_key(CPU, 32, False): 128}
+        assert costs.tune("cpu", ["cifar10-resnet20"]) == expected
+        assert batch_size(inputs) == batch_size(inputs, device="cpu") == 160
+        assert (batch_size(inputs.bfloat16()), batch_size(inputs, gradients=False)) == (320, 128)
         assert (batch_size(inputs, 5), batch_size(torch.zeros(1, 3, 224, 224))) == (5, 8)
         for damaged in ("{", "[1]", '{"a": 0}', '{"a": "many"}'):
             passes.measured_file().write_text(damaged)
@@ -242,6 +243,9 @@ def test_rates_are_measured_in_whole_passes():
     sizes = []
     classifier = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     classifier.net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    assert costs._learning_rate(classifier, 8, 4, CPU) > 0
+    assert costs._rate(classifier, 8, 4, CPU, gradients=True) > 0
     # One image to count the labels; four runs of two passes of four images, two steps each.
     assert sizes == [1] + [4] * 16
+    sizes.clear()
+    assert costs._rate(classifier, 8, 4, CPU, gradients=False) > 0
+    assert sizes == [4] * 32  # four runs, eight images, four points

@@ -140,7 +140,8 @@ class LearnedMask(LearnedMap):
             *_, logits = self.trajectory(classifier, inputs[some], target[some], distractors, seed, [names[i] for i in some])
             return logits
 
-        size = pass_size(inputs, self.composites_per_step, self.internal_batch_size)
+        precision = resolve_precision(self.precision, classifier, inputs.device)
+        size = pass_size(inputs[:1].to(getattr(torch, precision)), self.composites_per_step, self.internal_batch_size)
         with progress_bar(None, self.show_progress, total=len(inputs), unit="pair", desc="learning masks") as bar:
             for pairs, logits in same_size_passes(learn, len(inputs), size, inputs.device):
                 learned[pairs] = logits
@@ -174,8 +175,8 @@ class LearnedMask(LearnedMap):
         shown, hidden = (x.permute(0, 2, 3, 1).to(net.dtype).contiguous() for x in (inputs, pool))
         for step in draws.to(inputs.device).unbind(1):
             masks = masking.upsample(logits.sigmoid(), self.scale)
-            kept = masks.to(net.dtype).view(n, 1, height, width, 1).expand(-1, -1, -1, -1, 3).contiguous()
-            composites = torch.lerp(hidden[step], shown[:, None], kept).flatten(0, 1).permute(0, 3, 1, 2)
+            infill = hidden.index_select(0, step.flatten()).unflatten(0, step.shape)  # faster than hidden[step]
+            composites = masking.channels_last_composite(shown[:, None], masks.to(net.dtype), infill)
             log_probs = net.scope_log_probs(composites).unflatten(0, step.shape)
             loss = self._label_loss(log_probs, column).sum()
             loss = loss + self.tv * masking.total_variation(masks).sum() + self.l1 * masking.l1_norm(masks).sum()
