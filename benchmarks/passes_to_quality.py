@@ -47,14 +47,16 @@ def main(
     name: Annotated[str, typer.Option(help="What the schedule is called there; default as it is.")] = "",
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    n: Annotated[int, typer.Option(help="How many images.")] = 20,
+    n: Annotated[int | None, typer.Option(help="How many images; default all.")] = None,
+    data: Annotated[str, typer.Option(help="folder:PATH, other images than the packaged ones (which stay the distractors).")] = "",
     setting: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, another setting of LearnedMask.")] = None,
     most: Annotated[int | None, typer.Option(help="Composites a pair at which to stop.")] = None,
 ) -> None:
     """Learn masks with one schedule and append their scores along the way."""
     chosen = CASES[case]
     pool = load_images(chosen.data)
-    images = pool if chosen.labels is None else pool.with_labels(chosen.labels)
+    images = load_images(data, preprocessing=case) if data else pool
+    images = images if chosen.labels is None else images.with_labels(chosen.labels)
     classifier = load_classifier(chosen.classifier, chosen.labels, "all")
     settings = {"schedule": schedule, "precision": precision, "scale": chosen.scale, "l1": chosen.l1}
     settings |= dict(name_and_value("set", s) for s in setting or [])
@@ -63,7 +65,7 @@ def main(
     if out.exists():
         kept = pd.read_csv(out)
         done = set(kept[(kept.case == case) & (kept.schedule == (name or schedule)) & (kept.seed == seed)].image)
-    for i in range(min(n, len(images))):
+    for i in range(len(images) if n is None else min(n, len(images))):
         if images.ids[i] not in done:
             start = time.perf_counter()
             sizes = (chosen.labels_per_image, chosen.n_points)

@@ -99,7 +99,7 @@ def _followed(study: Study) -> tuple[int, int]:
 
 
 def tune(device: str = "auto", names: Sequence[str] = ("cifar10-resnet20", "efficientnet-lite0")) -> dict[str, int]:
-    """Measure how many images a pass are fastest, for each net's image size, with and without gradients, and remember it for this device.
+    """Measure how many images a pass learn fastest, for each net's image size, and remember it for this device.
 
     On a CPU that changes no number; on a GPU it changes rounding.
 
@@ -110,10 +110,9 @@ def tune(device: str = "auto", names: Sequence[str] = ("cifar10-resnet20", "effi
     for name in names:
         classifier = load_classifier(name, device=str(place), pretrained=False)
         side = _side(name)
-        for gradients in (True, False):
-            usual = batch_size(torch.empty(1, 3, side, side, device="meta"), device=place.type, gradients=gradients)
-            rates = {size: _rate(classifier, side, size, place, gradients) for size in (max(1, usual // 2), usual, 2 * usual)}
-            found[measured_key(place, side, gradients)] = max(rates, key=lambda size: rates[size])
+        usual = batch_size(torch.empty(1, 3, side, side, device="meta"), device=place.type)
+        rates = {size: _learning_rate(classifier, side, size, place) for size in (max(1, usual // 2), usual, 2 * usual)}
+        found[measured_key(place, side)] = max(rates, key=lambda size: rates[size])
     path = measured_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
@@ -121,18 +120,13 @@ def tune(device: str = "auto", names: Sequence[str] = ("cifar10-resnet20", "effi
     return found
 
 
-def _rate(classifier: Classifier, side: int, size: int, device: torch.device, gradients: bool) -> float:
-    """Composites a second of mask learning or of curves in passes of a size, the best of three short runs after a first one."""
+def _learning_rate(classifier: Classifier, side: int, size: int, device: torch.device) -> float:
+    """Composites a second in passes of a size, the best of three short runs after a first one."""
+    method = LearnedMask(scale=1, n_steps=2, infill="gray", internal_batch_size=size)
     inputs = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device).repeat(2 * size, 1, 1, 1)
     target = torch.zeros(len(inputs), dtype=torch.int64, device=device)
-    method = LearnedMask(scale=1, n_steps=2, infill="gray", internal_batch_size=size)
-
-    def run() -> object:
-        if gradients:
-            return method.learn(classifier, inputs, target)
-        return insertion_curve(classifier, inputs, target, inputs[:, 0], n_steps=3, internal_batch_size=size)
-
-    return len(inputs) / min([_seconds(run, device) for _ in range(4)][1:])
+    seconds = [_seconds(lambda: method.learn(classifier, inputs, target), device) for _ in range(4)]
+    return len(inputs) / min(seconds[1:])
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

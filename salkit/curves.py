@@ -143,7 +143,7 @@ def insertion_curves_all_labels(
         infill = hidden.index_select(0, image) if len(hidden) > 1 else hidden
         return fast(channels_last_composite(shown.index_select(0, image), masks.to(inputs.dtype), infill)).exp()
 
-    found = pass_by_pass(show, points, batch_size(inputs, internal_batch_size, gradients=False), inputs.device)
+    found = pass_by_pass(show, points, batch_size(inputs, internal_batch_size), inputs.device)
     if not torch.isfinite(found).all():
         raise ValueError("classifier: expected finite logits, got NaN or infinity")
     outer = found[: len(first)].unflatten(0, (len(inputs), 2)).repeat_interleave(k, 0)

@@ -63,10 +63,10 @@ def measured_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salkit" / "passes.json"
 
 
-def measured_key(device: torch.device, side: int, gradients: bool = True) -> str:
-    """The device, the size of images and the kind of pass that a measurement is for."""
+def measured_key(device: torch.device, side: int) -> str:
+    """The device and the size of images that a measurement is for."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.node()
-    return f"{name}, {torch.get_num_threads()} threads, {side} pixels, {'with' if gradients else 'without'} gradients"
+    return f"{name}, {torch.get_num_threads()} threads, {side} pixels"
 
 
 @cache
@@ -79,33 +79,30 @@ def measured() -> dict[str, int]:
         return {}
 
 
-def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: str | None = None, gradients: bool = True) -> int:
+def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: str | None = None) -> int:
     """Composites a pass: as given, or as `salkit tune` found best, or a default; capped by `SALKIT_BATCH_SIZE` and by memory that ran out.
 
-    The default on a CPU is 8 at 224 and 80 at 32 pixels, or 16 and 64 without gradients: more do not fit its caches. On a GPU 127 and 400
-    (ResNet-164 keeps about 30 MB each). In bfloat16 twice as many.
+    The default on a CPU is 20 at 224 and 80 at 32 pixels, on a GPU 127 and 400 (ResNet-164 keeps about 30 MB each); in bfloat16 twice as
+    many.
 
     Args:
         inputs: their size, type and device count.
         internal_batch_size: as given.
         device: the type of another device.
-        gradients: whether passes go forward and backward, or only forward.
 
     Raises:
         ValueError: `SALKIT_BATCH_SIZE` is no number.
 
     Example:
         >>> batch_size(torch.zeros(1, 3, 224, 224)), batch_size(torch.zeros(1, 3, 224, 224), 4)
-        (8, 4)
+        (20, 4)
     """
     place = torch.device(device or inputs.device)
     if internal_batch_size is None:
-        budget, most = 6_400_000, 400
-        if place.type == "cpu":
-            budget, most = (410_000, 80) if gradients else (820_000, 64)
+        budget, most = (1_010_000, 80) if place.type == "cpu" else (6_400_000, 400)
         usual = max(1, min(most, budget // (inputs.shape[-2] * inputs.shape[-1])))
         if found := measured():
-            usual = found.get(measured_key(place, inputs.shape[-1], gradients), usual)
+            usual = found.get(measured_key(place, inputs.shape[-1]), usual)
         internal_batch_size = 2 * usual if inputs.dtype == torch.bfloat16 else usual
     chosen = check_integer("internal_batch_size", internal_batch_size, 1)
     _Limit.last = min(chosen, _Limit.cap or chosen, largest_pass() or chosen)

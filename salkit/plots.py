@@ -12,6 +12,7 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 PALETTE = sns.color_palette("colorblind")
 MARKERS = "osD^vP*X<"
@@ -237,16 +238,21 @@ def protocol_distances(summary: pd.DataFrame) -> Figure:
 def passes_to_quality(measured: Mapping[str, pd.DataFrame], scores: Mapping[str, str]) -> Figure:
     """Scores against the composites spent on a pair, a row of panels for each case and a line for each schedule.
 
+    Lines are means over images, bands their 95 % intervals; an image counts with its mean over seeds.
+
     Args:
         measured: title of a case -> columns `schedule, image, composites` and the scores, see `salkit.quality.per_image`.
         scores: columns -> titles of the panels.
     """
     figure, axes = plt.subplots(len(measured), len(scores), figsize=(4.1 * len(scores), 3.4 * len(measured)), squeeze=False, sharex="row")
     for row, (case, table) in zip(axes, measured.items(), strict=True):
+        images = table.groupby(["schedule", "image", "composites"], sort=False)[list(scores)].mean().reset_index()
+        decades = (1.0,) if images.composites.max() > 100 * images.composites.min() else (1.0, 2.0, 5.0)
         for axis, (score, title) in zip(row, scores.items(), strict=True):
             look = {"hue": "schedule", "style": "schedule", "markers": True, "dashes": False, "errorbar": ("ci", 95), "seed": 0}
-            sns.lineplot(table, x="composites", y=score, ax=axis, legend=axis is axes[0][0], **look)
+            sns.lineplot(images, x="composites", y=score, ax=axis, legend=axis is axes[0][0], **look)
             axis.set(xscale="log", xlabel="composites spent on a pair", ylabel="", title=title)
+            axis.xaxis.set(major_locator=LogLocator(subs=decades), major_formatter="{x:,.0f}", minor_formatter=NullFormatter())
         row[0].set_ylabel(case)
     figure.tight_layout()
     return figure

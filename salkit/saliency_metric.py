@@ -131,7 +131,7 @@ def _score(classifier: Classifier, inputs: Tensor, target: Tensor, every: Tensor
         log_probs = fast(crop(inputs[some[:, 0]], some[:, 1:]))
         return log_probs.gather(1, target[some[:, :1]]).squeeze(1).exp()
 
-    found = pass_by_pass(show, rows, batch_size(inputs, internal_batch_size, gradients=False), inputs.device)
+    found = pass_by_pass(show, rows, batch_size(inputs, internal_batch_size), inputs.device)
     if not found.isfinite().all():
         raise ValueError("classifier: expected finite logits, got NaN or infinity")
     area = (rows[:, 2] - rows[:, 1]) * (rows[:, 4] - rows[:, 3]) / (inputs.shape[-2] * inputs.shape[-1])

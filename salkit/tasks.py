@@ -121,7 +121,7 @@ class Probabilities(_PerImage):
 def _probabilities(classifier: Classifier, inputs: Tensor) -> Tensor:
     device = next((p.device for p in classifier.parameters()), inputs.device)
     fast = classifier.fast(inputs.to(device))
-    prob = pass_by_pass(lambda x: fast(x.to(device)).exp(), inputs, batch_size(inputs, device=device.type, gradients=False), device)
+    prob = pass_by_pass(lambda x: fast(x.to(device)).exp(), inputs, batch_size(inputs, device=device.type), device)
     if not torch.isfinite(prob).all():
         raise ValueError("classifier: expected finite logits, got NaN or infinity")
     return prob

@@ -135,6 +135,56 @@ def test_a_net_that_folding_would_change_is_left_as_it_is(images, twice):
     assert isinstance(fast.net.norm, nn.BatchNorm2d)
 
 
+class Padded(nn.Conv2d):
+    """As EfficientNet-Lite's: pads by itself, not alike on all sides."""
+
+    def __init__(self, pads, **settings):
+        super().__init__(3, 3, (3, 5), groups=3, **settings)
+        self.static_padding = nn.ZeroPad2d(pads)
+
+    def forward(self, inputs):
+        return super().forward(self.static_padding(inputs))
+
+
+@pytest.mark.parametrize("pads", [(0, 1, 2, 1), (2, 2, 2, 2), (0, 3, 0, 0)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_paddings_become_the_convolutions_own(pads, stride):
+    torch.manual_seed(0)
+    net = nn.Sequential(Padded(pads, stride=stride)).eval()
+    inputs = torch.randn(2, 3, 11, 12)
+    for widen in (True, False):
+        folded = fold_batch_norms(net, inputs, widen)
+        torch.testing.assert_close(folded(inputs), net(inputs), rtol=0, atol=1e-6)
+        assert isinstance(folded[0].static_padding, nn.Identity) == (widen or len(set(pads)) == 1)
+
+
+class ReadTwice(nn.Module):
+    """Something else reads what goes into an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()
+
+    def forward(self, inputs):
+        made = self.norm(self.conv(inputs))
+        return (self.relu(made) - made).mean((2, 3))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_activations_work_in_place_only_where_nothing_changes_by_that(images, in_place):
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classifier = Classifier(with_statistics(net if in_place else ReadTwice()))
+    fast = classifier.fast(images)
+    (relu,) = (module for module in fast.net.modules() if isinstance(module, nn.ReLU))
+    with torch.no_grad():
+        torch.testing.assert_close(fast(images), classifier(images), rtol=0, atol=1e-5)
+        assert relu.inplace == in_place
+    inputs = images.clone().requires_grad_()
+    gradients = [torch.autograd.grad(c(inputs)[:, 0].sum(), inputs)[0] for c in (fast, classifier)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
+    assert not relu.inplace
+
+
 @pytest.mark.parametrize(("net", "side"), [("cifar10-resnet20", 32), ("efficientnet-lite0", 224), ("cifar10-resnet164", 32)])
 def test_folded_nets_compute_the_same(net, side):
     classifier = load_classifier(net, pretrained=net != "cifar10-resnet164")

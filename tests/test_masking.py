@@ -17,6 +17,16 @@ def test_composite_keeps_where_the_mask_is_one_and_fills_elsewhere():
     assert masking.composite(inputs, mask, 0.0)[0, 2].tolist() == [[5.0, 0.0], [2.5, 5.0]]
 
 
+def test_composites_made_channels_last_are_the_same():
+    generator = torch.Generator().manual_seed(0)
+    inputs, infill = torch.randn(2, 3, 4, 5, generator=generator), torch.randn(2, 6, 3, 4, 5, generator=generator)
+    masks = torch.rand(2, 6, 4, 5, generator=generator)
+    made = masking.channels_last_composite(inputs.permute(0, 2, 3, 1)[:, None], masks, infill.movedim(2, -1).contiguous())
+    expected = masking.composite(inputs[:, None], masks.unsqueeze(2), infill)
+    assert torch.equal(made, expected.flatten(0, 1))
+    assert made.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_total_variation_by_hand_skips_last_row_and_column_as_anchors():
     # Anchors are the four upper left pixels; the jump between (2, 1) and (2, 2) is not counted.
     mask = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 9.0]])

@@ -224,13 +224,12 @@ def test_a_measured_size_is_remembered_for_its_device_and_image_size(tmp_path, m
     inputs = torch.zeros(1, 3, 32, 32)
     try:
         assert (passes.measured(), batch_size(inputs)) == ({}, 80)
-        rates = {32: 1.0, 40: 1.0, 64: 2.0, 80: 2.0, 128: 3.0, 160: 3.0}
-        monkeypatch.setattr(costs, "_rate", lambda classifier, side, size, device, gradients: rates[size])
-        expected = {passes.measured_key(CPU, 32, True): 160, passes.measured_key(CPU, 32, False): 128}
-        assert costs.tune("cpu", ["cifar10-resnet20"]) == expected
+        rates = {40: 1.0, 80: 2.0, 160: 3.0}
+        monkeypatch.setattr(costs, "_learning_rate", lambda classifier, side, size, device: rates[size])
+        assert costs.tune("cpu", ["cifar10-resnet20"]) == {passes.measured_key(CPU, 32): 160}
         assert batch_size(inputs) == batch_size(inputs, device="cpu") == 160
-        assert (batch_size(inputs.bfloat16()), batch_size(inputs, gradients=False)) == (320, 128)
-        assert (batch_size(inputs, 5), batch_size(torch.zeros(1, 3, 224, 224))) == (5, 8)
+        assert batch_size(inputs.bfloat16()) == 320
+        assert (batch_size(inputs, 5), batch_size(torch.zeros(1, 3, 224, 224))) == (5, 20)
         for damaged in ("{", "[1]", '{"a": 0}', '{"a": "many"}'):
             passes.measured_file().write_text(damaged)
             passes.measured.cache_clear()
@@ -243,9 +242,6 @@ def test_rates_are_measured_in_whole_passes():
     sizes = []
     classifier = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     classifier.net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    assert costs._rate(classifier, 8, 4, CPU, gradients=True) > 0
+    assert costs._learning_rate(classifier, 8, 4, CPU) > 0
     # One image to count the labels; four runs of two passes of four images, two steps each.
     assert sizes == [1] + [4] * 16
-    sizes.clear()
-    assert costs._rate(classifier, 8, 4, CPU, gradients=False) > 0
-    assert sizes == [4] * 32  # four runs, eight images, four points

@@ -93,7 +93,7 @@ class RISE:
         cell = -(-height // self.grid), -(-width // self.grid)
         offsets = torch.from_numpy(generator.integers(cell, size=(self.n_masks, 2)))
         large = [(self.grid + 1) * side for side in cell]
-        size = batch_size(image[None], self.internal_batch_size, gradients=False)
+        size = batch_size(image[None], self.internal_batch_size)
         batches = []
         for some, shifts in zip(cells.split(size), offsets.split(size), strict=True):
             full = F.interpolate(some, large, mode="bilinear", align_corners=False)
