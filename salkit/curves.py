@@ -11,7 +11,7 @@ from salkit.checks import check_choice, check_images, check_number, check_tensor
 from salkit.masking import channels_last_composite, rank_pixels
 from salkit.methods.base import check_classifier, check_pairs, check_precision
 from salkit.models import Classifier
-from salkit.passes import batch_size, pass_by_pass, smaller_when_out_of_memory
+from salkit.passes import batch_size, in_parallel, smaller_when_out_of_memory, tiled
 
 AucRule = Literal["mean", "trapezoid"]
 Game = Literal["insertion", "deletion"]
@@ -126,29 +126,35 @@ def insertion_curves_all_labels(
     check_images("inputs", inputs)
     check_precision("inputs", inputs, classifier)
     check_heatmaps(inputs, heatmaps, k)
-    # In floating point (which has all integers up to 2 ** 24) a mask takes the fewest steps.
     kept = kept_counts(heatmaps[0].numel(), n_steps).to(inputs.device, torch.float32)
-    ranks = rank_pixels(heatmaps.to(inputs.device), seed).float()
+    ranks = rank_pixels(heatmaps.to(inputs.device), seed).float()  # exact up to 2 ** 24 pixels
     shown, hidden = (x.permute(0, 2, 3, 1).contiguous() for x in (inputs, _fill(inputs, baseline)))
-    inner, ends = torch.arange(1, len(kept) - 1), torch.tensor([0, len(kept) - 1])
-    # Any map of an image will do for its ends.
-    first = torch.cartesian_prod(torch.arange(len(inputs)) * k, ends)
-    points = torch.cat([first, torch.cartesian_prod(torch.arange(len(heatmaps)), inner)]).to(inputs.device)
-    fast = classifier.fast(inputs)
+    fast, size = classifier.fast(inputs), batch_size(inputs, internal_batch_size)
 
-    def show(some: Tensor) -> Tensor:
-        pair, point = some.unbind(1)
-        image = pair // k
-        masks = (kept[point, None, None] - ranks.index_select(0, pair)).clamp_(0, 1)  # 1 where rank < kept
-        infill = hidden.index_select(0, image) if len(hidden) > 1 else hidden
-        return fast(channels_last_composite(shown.index_select(0, image), masks.to(inputs.dtype), infill)).exp()
+    def points(kept: Tensor, ranks: Tensor, k: int) -> Tensor:
+        """Probabilities `(N, len(kept), A)` of the first pixels in `kept` different numbers, k rankings an image."""
 
-    found = pass_by_pass(show, points, batch_size(inputs, internal_batch_size), inputs.device)
-    if not torch.isfinite(found).all():
+        def show(tile: tuple[range, range]) -> Tensor:
+            some, counts = (torch.as_tensor(part, device=kept.device) for part in tile)
+            # A tile rather than any points: the images it is made of are then read where they are.
+            masks = (kept[counts, None, None] - ranks[some, None]).clamp_(0, 1).to(inputs.dtype)  # 1 where rank < kept
+            image, infill = shown[some // k, None], hidden[some // k, None] if len(hidden) > 1 else hidden
+            return fast(channels_last_composite(image, masks, infill)).exp().unflatten(0, masks.shape[:2])
+
+        tiles = tiled(len(ranks), len(kept), size, inputs.device)
+        found = list(in_parallel(show, [tile for row in tiles for tile in row], inputs.device))
+        across = len(tiles[0])
+        return torch.cat([torch.cat(found[i : i + across], 1) for i in range(0, len(found), across)])
+
+    if k == 1:
+        curves = points(kept, ranks, 1)
+    else:  # any map of an image will do for its ends
+        ends = points(kept[[0, -1]], ranks[::k], 1).repeat_interleave(k, 0)
+        inner = points(kept[1:-1], ranks, k) if len(kept) > 2 else ends[:, :0]
+        curves = torch.cat([ends[:, :1], inner, ends[:, 1:]], 1)
+    if not torch.isfinite(curves).all():
         raise ValueError("classifier: expected finite logits, got NaN or infinity")
-    outer = found[: len(first)].unflatten(0, (len(inputs), 2)).repeat_interleave(k, 0)
-    middle = found[len(first) :].unflatten(0, (len(heatmaps), len(inner))) if len(inner) else outer[:, :0]
-    return torch.cat([outer[:, :1], middle, outer[:, 1:]], 1)
+    return curves
 
 
 def auc(curve: Tensor, rule: AucRule = "mean", *, game: Game = "insertion") -> Tensor:

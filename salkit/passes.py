@@ -178,6 +178,29 @@ def pass_by_pass(function: Callable[[Tensor], Tensor], rows: Tensor, size: int, 
     return torch.cat(list(in_parallel(function, rows.tensor_split(n_passes), device)))
 
 
+def tiled(n_rows: int, n_columns: int, size: int, device: torch.device) -> list[list[tuple[range, range]]]:
+    """A grid cut into rows of tiles of at most `size` cells, evenly, and so that all workers have as many, where the grid is large enough.
+
+    A tile is some of the rows, with all columns or, where a row is too long for one, some of them.
+
+    Example:
+        >>> tiled(2, 29, 16, torch.device("cpu"))[0]
+        [(range(0, 1), range(0, 15)), (range(0, 1), range(15, 29))]
+    """
+    at_once = workers(device)
+    down = min(n_rows, at_once * -(-n_rows // (at_once * max(1, size // n_columns))))
+    # No tile of a single cell, which would be rounded by other kernels, unless `size` is 1.
+    across = max(-(-n_columns // size), min(n_columns // 2, -(-at_once // down)))
+    rows, columns = _cut(n_rows, down), _cut(n_columns, across)
+    return [[(some, part) for part in columns] for some in rows]
+
+
+def _cut(n: int, parts: int) -> list[range]:
+    """0 ... n-1 in so many ranges whose lengths differ by one at most, the longer ones first."""
+    ends = [part * (n // parts) + min(part, n % parts) for part in range(parts + 1)]
+    return [range(*both) for both in itertools.pairwise(ends)]
+
+
 def this_worker() -> int:
     """Which of the workers of `in_parallel` this thread is, from 1; 0 outside."""
     return _thread.worker

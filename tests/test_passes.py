@@ -21,6 +21,7 @@ from salkit.passes import (
     same_size_passes,
     smaller_when_out_of_memory,
     stop_if_told,
+    tiled,
 )
 
 CPU = torch.device("cpu")
@@ -191,6 +192,22 @@ def test_even_passes_keep_two_workers_busy(two_threads):
     assert even_size(20, 8, torch.device("cuda")) == 8
     torch.set_num_threads(1)
     assert [even_size(n, 8, CPU) for n in (1, 3, 8, 9, 20)] == [2, 4, 8, 6, 8]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("n_rows", "n_columns", "size"), [(1, 1, 8), (1, 29, 20), (3, 29, 20), (20, 3, 80), (7, 65, 80), (5, 4, 1), (5, 3, 8)]
+)
+def test_tiles_cover_a_grid_once_and_evenly(two_threads, n_rows, n_columns, size, threads):
+    torch.set_num_threads(threads)
+    tiles = tiled(n_rows, n_columns, size, CPU)
+    cells = [(i, j) for row in tiles for rows, columns in row for i in rows for j in columns]
+    assert sorted(cells) == [(i, j) for i in range(n_rows) for j in range(n_columns)]
+    sizes = [len(rows) * len(columns) for row in tiles for rows, columns in row]
+    assert max(sizes) <= size
+    assert min(sizes) >= min(2, size, n_rows * n_columns)
+    if n_rows * n_columns >= 2 * threads:
+        assert len(sizes) >= threads, "a worker without work"
 
 
 def test_chunks_come_back_without_what_filled_them_up(two_threads):
