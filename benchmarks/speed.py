@@ -111,14 +111,16 @@ def effect_rows(case: Case, material: Material, inputs: Tensor, target: Tensor, 
         both = in_both_precisions(material, case.labels, scope).values()
         areas = [auc(insertion_curve(classifier, inputs, target, heatmaps, n_steps=case.n_points)) for classifier in both]
         apart = areas[1] - areas[0]
-        note = f"{len(inputs)} pairs, softmax over {scope}, mean AUC {areas[0].mean():.3f}"
+        note = f"{len(inputs)} pairs, mean AUC {areas[0].mean():.3f}"
         for name, moved in (
             ("mean over pairs", apart.abs().mean()),
             ("max over pairs", apart.abs().max()),
             ("the mean AUC", apart.mean().abs()),
         ):
             found = Measurement(name, (moved.item(),))
-            rows.append(Row(case.title, "curves", f"bfloat16 moves the AUC: {name}", found, AUC_TARGET, note, "probability"))
+            rows.append(
+                Row(case.title, "curves", f"bfloat16 moves the AUC (softmax over {scope}): {name}", found, AUC_TARGET, note, "probability")
+            )
     return rows
 
 

@@ -22,6 +22,7 @@ from salkit.passes import stop_if_told, this_worker
 
 SoftmaxScope = Literal["labels", "all"]
 Precision = Literal["float32", "bfloat16"]
+PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 _making_twins = threading.Lock()
 
 
@@ -224,7 +225,7 @@ class Classifier(nn.Module):
         return log_probs
 
 
-def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], classifier: Classifier, device: torch.device) -> Precision:
+def resolve_precision(precision: PrecisionChoice, classifier: Classifier, device: torch.device) -> Precision:
     """`"auto"` becomes bfloat16 where the device computes in it and that is faster, else float32.
 
     It is on a GPU, and on a CPU with its instructions but for nets with depthwise convolutions (no faster: EfficientNet-Lite0's forward and

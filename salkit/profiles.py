@@ -15,6 +15,7 @@ from salkit.image_files import IMAGENET_SAMPLE_LABELS, IMAGENETTE_LABELS
 from salkit.masker_training import MaskerRecipe
 from salkit.methods import CenteredGaussian, LearnedMask, Random, SaliencyMethod, get_method, same_map_for_all_labels
 from salkit.methods.masker import masker_path
+from salkit.models import PrecisionChoice
 from salkit.scores import Protocol
 
 
@@ -62,7 +63,7 @@ class Study:
     sanity_images: int = 2
     followed: tuple[int, int, int | None] = (1, 2, 40)
     schedule: Literal["paper", "fast"] = "fast"
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    precision: PrecisionChoice = "float32"
     preset: Literal["source", "fast"] = "fast"
 
     def images(self) -> ImageSet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -174,15 +175,26 @@ def measured_quality() -> dict[str, pd.DataFrame]:
 
 
 def measured_bench(name: str = "bench_cpu.json") -> pd.DataFrame:
-    """What `make bench` measured for this version: a row for each ratio with its extremes over rounds; `attrs["machine"]` says where."""
+    """What `make bench` measured for this version: a row for each ratio, a column for each net; `attrs["machine"]` says where.
+
+    A cell has the median over rounds, in brackets the extremes, and where there is one the target and whether it was met.
+    """
     found = json.loads(measured_path(name).read_text())
     rows = [row for row in found["rows"] if row["unit"] != "composites/s" and "values" in row]
-    texts = [f"{short(r['median'])} [{short(min(r['values']))}, {short(max(r['values']))}]" for r in rows]
-    columns = {title: [row.get(key, "") for row in rows] for title, key in (("net", "case"), ("task", "task"), ("ratio", "name"))}
-    table = pd.DataFrame(columns | {"found": texts} | {key: [row.get(key, "") for row in rows] for key in ("target", "verdict")})
+    cells = pd.DataFrame({"net": [r["case"] for r in rows], "task": [r["task"] for r in rows], "ratio": [r["name"] for r in rows]})
+    cells["found"] = [_with_target(row) for row in rows]
+    table = cells.pivot(index=["task", "ratio"], columns="net", values="found").fillna("")
+    table = table.loc[list(dict.fromkeys(zip(cells.task, cells.ratio, strict=True))), list(dict.fromkeys(cells.net))]
     where = found["machine"]
     table.attrs["machine"] = ", ".join(str(where[key]) for key in ("cpu", "cores", "device", "torch", "commit", "date"))
     return table
+
+
+def _with_target(row: Mapping[str, Any]) -> str:
+    found = short(row["median"])
+    if len(row["values"]) > 1:
+        found += f" [{short(min(row['values']))}, {short(max(row['values']))}]"
+    return found + (f"; {row['target']}: {row['verdict']}" if "target" in row else "")
 
 
 def measured_path(name: str) -> Path:

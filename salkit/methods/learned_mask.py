@@ -15,11 +15,10 @@ from salkit import masking
 from salkit.checks import check_choice, check_settings
 from salkit.downloads import progress_bar
 from salkit.methods.base import Cost, LearnedMap, check_pairs, label_names
-from salkit.models import Classifier, resolve_precision
+from salkit.models import Classifier, PrecisionChoice, resolve_precision
 from salkit.passes import pass_size, same_size_passes, smaller_when_out_of_memory
 
 Loss = Literal["nll", "released"]
-Choice = Literal["auto", "float32", "bfloat16"]
 Name = Literal["paper", "fast"]
 
 
@@ -83,7 +82,7 @@ class LearnedMask(LearnedMap):
     n_steps: int = None  # type: ignore[assignment]  # set from the schedule
     lr: float = None  # type: ignore[assignment]
     n_distractors: int = None  # type: ignore[assignment]
-    precision: Choice = "float32"
+    precision: PrecisionChoice = "float32"
     internal_batch_size: int | None = None
     show_progress: bool = False
 
@@ -96,7 +95,7 @@ class LearnedMask(LearnedMap):
         check_settings(self, counts=counts, weights=("tv", "l1"), rates=("lr",), flags=("show_progress",))
         check_choice("infill", self.infill, masking.INFILLS)
         check_choice("loss", self.loss, get_args(Loss))
-        check_choice("precision", self.precision, get_args(Choice))
+        check_choice("precision", self.precision, get_args(PrecisionChoice))
 
     @property
     def composites_per_step(self) -> int:
