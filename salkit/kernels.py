@@ -62,6 +62,7 @@ def fold_batch_norms(net: nn.Module, probe: Tensor, widen: bool = False) -> nn.M
     folded = copy.deepcopy(net)
     names = {module: name for name, module in folded.named_modules()}
     calls: Counter[nn.Module] = Counter()
+    elsewhere: set[nn.Module] = set()
     made_by: list[tuple[Tensor, nn.Module]] = []
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
@@ -70,9 +71,13 @@ def fold_batch_norms(net: nn.Module, probe: Tensor, widen: bool = False) -> nn.M
         before = next((maker for made, maker in made_by if made is arguments[0]), None)
         if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
             pairs.append((before, module))
-        made_by.append((output, module))
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            made_by.append((output, module))
+        elif before is None:
+            elsewhere.add(module)
 
-    handles = [m.register_forward_hook(note) for m in names if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+    activations = [m for m in names if getattr(m, "inplace", None) is False]
+    handles = [m.register_forward_hook(note) for m in names if isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) or m in activations]
     folded(probe)
     for handle in handles:
         handle.remove()
@@ -84,7 +89,8 @@ def fold_batch_norms(net: nn.Module, probe: Tensor, widen: bool = False) -> nn.M
     for module in names:
         if isinstance(module, nn.Conv2d):
             _pad_within(module, widen)
-        elif getattr(module, "inplace", None) is False:
+    for module in activations:
+        if module not in elsewhere:  # nor do they write into what the net was given
             module.register_forward_pre_hook(_in_place_without_grad)
     return folded.requires_grad_(False)
 

@@ -185,6 +185,15 @@ def test_activations_work_in_place_only_where_nothing_changes_by_that(images, in
     assert not relu.inplace
 
 
+def test_the_image_itself_is_never_written_to(images):
+    net = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    fast = Classifier(with_statistics(net)).fast(images)
+    inputs = images.clone(memory_format=torch.channels_last)
+    with torch.no_grad():
+        fast(inputs)
+    assert torch.equal(inputs, images)
+
+
 @pytest.mark.parametrize(("net", "side"), [("cifar10-resnet20", 32), ("efficientnet-lite0", 224), ("cifar10-resnet164", 32)])
 def test_folded_nets_compute_the_same(net, side):
     classifier = load_classifier(net, pretrained=net != "cifar10-resnet164")
