@@ -186,7 +186,8 @@ def measured_bench(name: str = "bench_cpu.json") -> pd.DataFrame:
     table = cells.pivot(index=["task", "ratio"], columns="net", values="found").fillna("")
     table = table.loc[list(dict.fromkeys(zip(cells.task, cells.ratio, strict=True))), list(dict.fromkeys(cells.net))]
     where = found["machine"]
-    table.attrs["machine"] = ", ".join(str(where[key]) for key in ("cpu", "cores", "device", "torch", "commit", "date"))
+    device = where["cpu"] if where["device"] == "cpu" else where["device"]
+    table.attrs["machine"] = f"{device}, {where['cores']} cores, torch {where['torch']}, commit {where['commit']}, {where['date'][:10]}"
     return table
 
 
