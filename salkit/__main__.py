@@ -68,11 +68,11 @@ def plan_command(
 
 @app.command("tune")
 def tune_command(device: Device = "auto") -> None:
-    """Measure how many images a pass are fastest on this device, a few seconds, and remember it."""
+    """Measure which passes are fastest on this device, half a minute, and remember it."""
     with errors():
         found = costs.tune(device)
     for key, size in found.items():
-        console.print(f"{key}: {size} images a pass")
+        console.print(f"{key} {size}", highlight=False)
     console.print(f"remembered in {passes.measured_file()}; delete it for the defaults")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from salkit.methods import LearnedMask, SaliencyMethod, same_map_for_all_labels
 from salkit.methods.base import method_cost
 from salkit.methods.learned_mask import SCHEDULES
 from salkit.models import Classifier, load_classifier, resolve_device
-from salkit.passes import batch_size, measured, measured_file, measured_key
+from salkit.passes import batch_size, measured, measured_file, measured_key, workers_key
 from salkit.profiles import (
     CHEAP_ROWS,
     SANITY_ROWS,
@@ -99,25 +100,42 @@ def _followed(study: Study) -> tuple[int, int]:
 
 
 def tune(device: str = "auto", names: Sequence[str] = ("cifar10-resnet20", "efficientnet-lite0")) -> dict[str, int]:
-    """Measure how many images a pass learn fastest, for each net's image size, and remember it for this device.
+    """Measure how many images a pass learn fastest, for each net's image size, and on a CPU how many passes at a time; remember it.
 
     On a CPU that changes no number; on a GPU it changes rounding.
 
     Returns:
-        `measured_key` -> images a pass, also of what was measured before.
+        `measured_key` -> images a pass, `workers_key` -> passes at a time, also of what was measured before.
     """
     place, found = torch.device(resolve_device(device)), dict(measured())
+    threads = torch.get_num_threads() if place.type == "cpu" else 1
+    speeds = dict.fromkeys((threads, 1), 1.0)
     for name in names:
         classifier = load_classifier(name, device=str(place), pretrained=False)
         side = _side(name)
         usual = batch_size(torch.empty(1, 3, side, side, device="meta"), device=place.type)
         rates = {size: _learning_rate(classifier, side, size, place) for size in (max(1, usual // 2), usual, 2 * usual)}
-        found[measured_key(place, side)] = max(rates, key=lambda size: rates[size])
+        found[measured_key(place, side)] = best = max(rates, key=lambda size: rates[size])
+        for at_once in speeds if threads > 1 else ():
+            with _passes_at_a_time(at_once):
+                speeds[at_once] *= _learning_rate(classifier, side, best, place)
+    if threads > 1:
+        found[workers_key()] = max(speeds, key=lambda at_once: speeds[at_once])
     path = measured_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     measured.cache_clear()
     return found
+
+
+@contextmanager
+def _passes_at_a_time(n: int) -> Iterator[None]:
+    """As if that had been found; what was found is forgotten, and read again by the next who asks."""
+    measured()[workers_key()] = n
+    try:
+        yield
+    finally:
+        measured.cache_clear()
 
 
 def _learning_rate(classifier: Classifier, side: int, size: int, device: torch.device) -> float:

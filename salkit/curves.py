@@ -134,8 +134,8 @@ def insertion_curves_all_labels(
     def points(kept: Tensor, ranks: Tensor, k: int) -> Tensor:
         """Probabilities `(N, len(kept), A)` of the first pixels in `kept` different numbers, k rankings an image."""
 
-        def show(tile: tuple[range, range]) -> Tensor:
-            some, counts = (torch.as_tensor(part, device=kept.device) for part in tile)
+        def show(tile: tuple[Tensor, Tensor]) -> Tensor:
+            some, counts = tile
             # A tile rather than any points: the images it is made of are then read where they are.
             masks = (kept[counts, None, None] - ranks[some, None]).clamp_(0, 1).to(inputs.dtype)  # 1 where rank < kept
             image, infill = shown[some // k, None], hidden[some // k, None] if len(hidden) > 1 else hidden

@@ -36,7 +36,7 @@ def composite(inputs: Tensor, masks: Tensor, infill: Tensor | float) -> Tensor:
 
 
 def channels_last_composite(inputs: Tensor, masks: Tensor, infill: Tensor) -> Tensor:
-    """The same for a net that computes channels last, with no copy on the way; rounds as `composite` does.
+    """`composite` for a net that computes channels last, with no copy on the way; rounds alike.
 
     Args:
         inputs: `(..., H, W, 3)`, contiguous.

@@ -66,12 +66,17 @@ def measured_file() -> Path:
 def measured_key(device: torch.device, side: int) -> str:
     """The device and the size of images that a measurement is for."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.node()
-    return f"{name}, {torch.get_num_threads()} threads, {side} pixels"
+    return f"{name}, {torch.get_num_threads()} threads, {side} pixels: images a pass"
+
+
+def workers_key() -> str:
+    """The processor and its threads that a measurement is for."""
+    return f"{platform.node()}, {torch.get_num_threads()} threads: passes at a time"
 
 
 @cache
 def measured() -> dict[str, int]:
-    """Composites a pass that were fastest, by `measured_key`; empty where nothing was measured or the file is damaged."""
+    """What was fastest, by `measured_key` and `workers_key`; empty where nothing was measured or the file is damaged."""
     try:
         found = json.loads(measured_file().read_text())
         return {str(key): check_integer(key, size, 1) for key, size in found.items()}
@@ -119,8 +124,9 @@ def pass_size(inputs: Tensor, composites: int = 1, internal_batch_size: int | No
 
 
 def workers(device: torch.device) -> int:
-    """How many passes are computed at the same time: one a thread on a CPU."""
-    return torch.get_num_threads() if device.type == "cpu" else 1
+    """How many passes are computed at the same time: on a CPU one a thread, or a single one where `salkit tune` found that faster."""
+    threads = torch.get_num_threads()
+    return min(threads, measured().get(workers_key(), threads)) if device.type == "cpu" else 1
 
 
 def even_size(n: int, size: int, device: torch.device) -> int:
@@ -178,27 +184,21 @@ def pass_by_pass(function: Callable[[Tensor], Tensor], rows: Tensor, size: int, 
     return torch.cat(list(in_parallel(function, rows.tensor_split(n_passes), device)))
 
 
-def tiled(n_rows: int, n_columns: int, size: int, device: torch.device) -> list[list[tuple[range, range]]]:
+def tiled(n_rows: int, n_columns: int, size: int, device: torch.device) -> list[list[tuple[Tensor, Tensor]]]:
     """A grid cut into rows of tiles of at most `size` cells, evenly, and so that all workers have as many, where the grid is large enough.
 
-    A tile is some of the rows, with all columns or, where a row is too long for one, some of them.
+    A tile is some of the rows, with all columns or, where a row is too long for one, some of them: indices of both.
 
     Example:
-        >>> tiled(2, 29, 16, torch.device("cpu"))[0]
-        [(range(0, 1), range(0, 15)), (range(0, 1), range(15, 29))]
+        >>> [[(len(rows), len(columns)) for rows, columns in row] for row in tiled(2, 29, 16, torch.device("cpu"))]
+        [[(1, 15), (1, 14)], [(1, 15), (1, 14)]]
     """
     at_once = workers(device)
     down = min(n_rows, at_once * -(-n_rows // (at_once * max(1, size // n_columns))))
     # No tile of a single cell, which would be rounded by other kernels, unless `size` is 1.
     across = max(-(-n_columns // size), min(n_columns // 2, -(-at_once // down)))
-    rows, columns = _cut(n_rows, down), _cut(n_columns, across)
+    rows, columns = (torch.arange(n, device=device).tensor_split(parts) for n, parts in ((n_rows, down), (n_columns, across)))
     return [[(some, part) for part in columns] for some in rows]
-
-
-def _cut(n: int, parts: int) -> list[range]:
-    """0 ... n-1 in so many ranges whose lengths differ by one at most, the longer ones first."""
-    ends = [part * (n // parts) + min(part, n % parts) for part in range(parts + 1)]
-    return [range(*both) for both in itertools.pairwise(ends)]
 
 
 def this_worker() -> int:

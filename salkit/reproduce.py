@@ -88,7 +88,7 @@ def reproduce(
     progress = _Progress([(p.stem, expected.get(p.stem, {}).get("seconds")) for p in paths], console or Console(), kept.unfinished)
     os.environ.update(ALLOCATOR | os.environ)  # kernels inherit it
     if not measured() and profile != "smoke":
-        progress.console.print("Measuring once how many images a pass are fastest on this device (salkit tune) ...")
+        progress.console.print("Measuring once which passes are fastest on this device (salkit tune) ...")
         with suppress(OSError):  # a home that cannot be written to is no reason to stop
             tune(str(values.get("device", "auto")))
     try:

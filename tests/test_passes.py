@@ -63,8 +63,8 @@ class Narrow(nn.Module):
 def explain(most, error=cuda_is_full, name="learned_mask", **settings):
     torch.manual_seed(0)
     classifier = Classifier(Narrow(most, error), labels=[0, 1, 2])
-    inputs = torch.randn(6, 3, 8, 8)
-    return get_method(name, **settings).attribute(classifier, inputs, torch.arange(6) % 3, distractors=inputs)
+    inputs = torch.randn(8, 3, 8, 8)
+    return get_method(name, **settings).attribute(classifier, inputs, torch.arange(8) % 3, distractors=inputs)
 
 
 @pytest.mark.parametrize("error", [cuda_is_full, cpu_is_full, MemoryError])
@@ -76,6 +76,7 @@ def test_out_of_memory_changes_the_passes_and_not_the_maps(name, settings, error
     with pytest.warns(UserWarning, match="out of memory: from now on at most") as said:
         maps = explain(3, error, name, **settings)
     assert len(said) == 1
+    assert passes._Limit.cap <= 3
     torch.testing.assert_close(maps, undisturbed, atol=1e-5, rtol=0)
     Narrow.sizes.clear()
     explain(3, error, name, **settings)  # no further message: warnings are errors
@@ -201,7 +202,7 @@ def test_even_passes_keep_two_workers_busy(two_threads):
 def test_tiles_cover_a_grid_once_and_evenly(two_threads, n_rows, n_columns, size, threads):
     torch.set_num_threads(threads)
     tiles = tiled(n_rows, n_columns, size, CPU)
-    cells = [(i, j) for row in tiles for rows, columns in row for i in rows for j in columns]
+    cells = [(i, j) for row in tiles for rows, columns in row for i in rows.tolist() for j in columns.tolist()]
     assert sorted(cells) == [(i, j) for i in range(n_rows) for j in range(n_columns)]
     sizes = [len(rows) * len(columns) for row in tiles for rows, columns in row]
     assert max(sizes) <= size
@@ -251,6 +252,22 @@ def test_a_measured_size_is_remembered_for_its_device_and_image_size(tmp_path, m
             passes.measured_file().write_text(damaged)
             passes.measured.cache_clear()
             assert passes.measured() == {}
+    finally:
+        passes.measured.cache_clear()
+
+
+@pytest.mark.parametrize("best", [1, 2])
+def test_the_faster_way_to_use_the_cores_is_remembered(two_threads, tmp_path, monkeypatch, best):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    passes.measured.cache_clear()
+    try:
+        assert passes.workers(CPU) == 2
+        monkeypatch.setattr(costs, "_learning_rate", lambda *arguments: 2.0 if passes.workers(CPU) == best else 1.0)
+        found = costs.tune("cpu", ["cifar10-resnet20"])
+        assert found[passes.workers_key()] == passes.workers(CPU) == best
+        assert passes.workers(torch.device("cuda")) == 1
+        torch.set_num_threads(1)
+        assert passes.workers(CPU) == 1
     finally:
         passes.measured.cache_clear()
 
