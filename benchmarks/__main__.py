@@ -16,8 +16,8 @@ from benchmarks.harness import Row, heading, machine, table
 from benchmarks.scaling import Growth, as_found_rows, grow, growth_table
 from benchmarks.speed import RATE, run_case
 from salkit.checks import check_choice
-from salkit.cli import errors
-from salkit.models import resolve_device
+from salkit.commands.options import errors
+from salkit.models.classifier import resolve_device
 
 READING = """\
 Composites per second and ratios: the median over rounds [least, most]; a ratio is taken within each round. *limit*: the bare net's best

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from salkit import masking
-from salkit.data import load_images
-from salkit.image_files import IMAGENET_SAMPLE_LABELS
-from salkit.models import CLASSIFIERS, Classifier
+from salkit.data.files import IMAGENET_SAMPLE_LABELS
+from salkit.data.images import load_images
+from salkit.models.classifier import Classifier
+from salkit.models.zoo import CLASSIFIERS
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.cases import Case, Material, plain_net
 from benchmarks.harness import Contestant, round_robin
-from salkit.models import Precision
+from salkit.models.classifier import Precision
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 

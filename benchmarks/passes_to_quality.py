@@ -13,12 +13,12 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from salkit.cli import name_and_value
-from salkit.data import load_images
-from salkit.image_files import IMAGENET_SAMPLE_LABELS
+from salkit.commands.options import name_and_value
+from salkit.data.files import IMAGENET_SAMPLE_LABELS
+from salkit.data.images import load_images
 from salkit.methods import LearnedMask
-from salkit.models import load_classifier
-from salkit.quality import learning_quality
+from salkit.models.zoo import load_classifier
+from salkit.studies.quality import learning_quality
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from benchmarks.cases import CASES, Case, Material, load
 from benchmarks.harness import ROOT, Measurement, Row, Target, seconds, table
 from benchmarks.speed import RATE, released_curves
 from salkit.curves import insertion_curve
-from salkit.kernels import keep_allocator_pages
 from salkit.methods import LearnedMask
+from salkit.models.folding import keep_allocator_pages
 
 N_STEPS, N_DISTRACTORS = 2, 10
 

@@ -16,7 +16,7 @@ from benchmarks.harness import Contestant, Measurement, Row, Target, installed, 
 from benchmarks.limits import PRECISIONS, Limits
 from salkit.curves import auc, insertion_curve
 from salkit.methods import LearnedMask
-from salkit.models import Classifier, Precision, SoftmaxScope
+from salkit.models.classifier import Classifier, Precision, SoftmaxScope
 
 RATE = "composites/s"
 OF_LIMIT = Target(0.95)

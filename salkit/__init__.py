@@ -4,10 +4,11 @@ from importlib.metadata import version
 
 from salkit.curves import auc, deletion_curve, insertion_curve
 from salkit.data import ImageSet, load_images
-from salkit.evaluation import evaluate
+from salkit.evaluation.evaluate import evaluate
+from salkit.evaluation.results import open_results, rescore
 from salkit.methods import METHODS, LearnedMask, get_method, same_map_for_all_labels
-from salkit.models import Classifier, load_classifier
-from salkit.results import open_results, rescore
+from salkit.models.classifier import Classifier
+from salkit.models.zoo import load_classifier
 from salkit.scores import PROTOCOLS, Protocol, completeness, soundness, worst_case
 
 __version__ = version("salkit")

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from salkit.checks import check_choice, check_images, check_number, check_tensor, is_integer
 from salkit.masking import channels_last_composite, rank_pixels
-from salkit.methods.base import check_classifier, check_pairs, check_precision
-from salkit.models import Classifier
-from salkit.passes import batch_size, in_parallel, smaller_when_out_of_memory, tiled
+from salkit.methods.pairs import check_classifier, check_pairs, check_precision
+from salkit.models.classifier import Classifier
+from salkit.models.passes import batch_size, in_parallel, smaller_when_out_of_memory, tiled
 
 AucRule = Literal["mean", "trapezoid"]
 Game = Literal["insertion", "deletion"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -145,19 +143,3 @@ def tie_share(heatmaps: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def _permutation(n: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng((seed, n)).permutation(n))
-
-
-def pair_generator(seed: int, image_id: str, label: int, purpose: str) -> np.random.Generator:
-    """The random stream of one (image, label) pair: the same in whatever batch, worker or order the pair is computed."""
-    check_integer("seed", seed)
-    digest = hashlib.blake2b(f"{seed}|{image_id}|{label}|{purpose}".encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))
-
-
-def image_ids(inputs: Tensor, ids: Sequence[str] | None = None) -> list[str]:
-    """The ids as given, else a hash of each image's pixels: an id that does not depend on the place in the batch."""
-    if ids is None:
-        return [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).hexdigest() for image in inputs.detach().cpu().contiguous()]
-    if len(ids) != len(inputs):
-        raise ValueError(f"ids: expected one id a pair, {len(inputs)}, got {len(ids)}")
-    return [str(i) for i in ids]

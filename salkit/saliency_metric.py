@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from salkit.checks import check_choice, check_number
 from salkit.curves import check_heatmaps
-from salkit.methods.base import check_pairs
-from salkit.models import Classifier
-from salkit.passes import batch_size, pass_by_pass, smaller_when_out_of_memory
+from salkit.methods.pairs import check_pairs
+from salkit.models.classifier import Classifier
+from salkit.models.passes import batch_size, pass_by_pass, smaller_when_out_of_memory
 
 BoxRule = Literal["threshold", "largest_component"]
 ALPHAS: tuple[float, ...] = (*(i / 20 for i in range(20)), 0.99)

@@ -18,7 +18,7 @@ from salkit.checks import check_choice, check_number
 from salkit.curves import AucRule
 from salkit.masking import rank_pixels
 from salkit.methods.learned_mask import Loss
-from salkit.models import SoftmaxScope
+from salkit.models.classifier import SoftmaxScope
 
 Scores = TypeVar("Scores", Tensor, xr.DataArray)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from salkit.models import Classifier
-from salkit.passes import measured_file
+from salkit.models.passes import measured_file
 
 # What was measured on this machine is not for tests to use, nor to measure anew.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="salkit-tests-")

@@ -17,29 +17,41 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from typer.testing import CliRunner
 
-from salkit import costs, masker_training, profiles, statistics, theory
+from salkit import statistics
 from salkit.__main__ import app
-from salkit.checkpoints import load_checkpoint, save_checkpoint
-from salkit.compare import compare_stores
 from salkit.curves import auc, deletion_curve, insertion_curve, insertion_curves_all_labels
 from salkit.data import ImageSet, load_images
-from salkit.downloads import unpack, verify
-from salkit.evaluation import evaluate
-from salkit.experiment import describe_experiment
-from salkit.masker_training import MaskerRecipe, taps_of
+from salkit.data.downloads import unpack, verify
+from salkit.engine.compare import compare_stores
+from salkit.engine.identity import describe_experiment
+from salkit.engine.store import Store, StoreError
+from salkit.evaluation.evaluate import evaluate
+from salkit.evaluation.results import open_results, rescore
 from salkit.masking import rank_pixels
-from salkit.methods import METHODS, CaptumMethod, DabkowskiGal, LearnedMask, Phang, Random, get_method, same_map_for_all_labels
+from salkit.methods import (
+    METHODS,
+    CaptumMethod,
+    DabkowskiGal,
+    LearnedMask,
+    Phang,
+    Random,
+    get_method,
+    masker_training,
+    same_map_for_all_labels,
+)
+from salkit.methods.masker_training import MaskerRecipe, taps_of
 from salkit.methods.phang import PhangNet
-from salkit.models import Classifier, cifar10_net, load_classifier, resolve_device
-from salkit.passes import batch_size
-from salkit.reproduce import reproduce
-from salkit.results import open_results, rescore
-from salkit.runs import Runs
+from salkit.models import Classifier, load_classifier, resolve_device
+from salkit.models.checkpoints import load_checkpoint, save_checkpoint
+from salkit.models.passes import batch_size
+from salkit.models.training import Recipe
+from salkit.models.zoo import cifar10_net
+from salkit.report.reproduce import reproduce
 from salkit.saliency_metric import saliency_metric
-from salkit.sanity import layer_randomisation
 from salkit.scores import Protocol, completeness, soundness, worst_case
-from salkit.store import Store, StoreError
-from salkit.training import Recipe
+from salkit.studies import costs, profiles, theory
+from salkit.studies.runs import Runs
+from salkit.studies.sanity import layer_randomisation
 
 NAN, INF = float("nan"), float("inf")
 

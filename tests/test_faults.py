@@ -30,12 +30,12 @@ from tqdm import tqdm
 
 from salkit.__main__ import app
 from salkit.data import load_images
-from salkit.evaluation import evaluate
-from salkit.experiment import Experiment, digest
+from salkit.engine.identity import Experiment, digest
+from salkit.engine.store import SHARD, Store
+from salkit.evaluation.evaluate import evaluate
+from salkit.evaluation.results import open_results
 from salkit.methods import get_method
 from salkit.models import load_classifier
-from salkit.results import open_results
-from salkit.store import SHARD, Store
 
 # One process imports everything once; every run is a fork of it, so that kills fall on work and not on imports.
 FORKS = multiprocessing.get_context("forkserver")

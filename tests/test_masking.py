@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 from salkit import masking
+from salkit.methods.pairs import image_ids, pair_generator
 
 
 def test_composite_keeps_where_the_mask_is_one_and_fills_elsewhere():
@@ -121,7 +122,7 @@ def test_tie_share_counts_pixels_with_a_twin():
 
 def test_pair_generator_depends_on_every_part_and_on_nothing_else():
     def draw(*key):
-        return masking.pair_generator(*key).integers(1 << 30)
+        return pair_generator(*key).integers(1 << 30)
 
     base = (0, "cat_01", 3, "distractors")
     assert draw(*base) == draw(*base)
@@ -130,12 +131,12 @@ def test_pair_generator_depends_on_every_part_and_on_nothing_else():
 
 
 def test_image_ids_are_given_or_hashed_from_the_pixels(images):
-    assert masking.image_ids(images, range(5)) == ["0", "1", "2", "3", "4"]
-    ids = masking.image_ids(images)
+    assert image_ids(images, range(5)) == ["0", "1", "2", "3", "4"]
+    ids = image_ids(images)
     assert len(set(ids)) == 5
-    assert masking.image_ids(images.flip(0)) == ids[::-1]
+    assert image_ids(images.flip(0)) == ids[::-1]
     with pytest.raises(ValueError, match="ids: expected one id a pair, 5, got 2"):
-        masking.image_ids(images, ["a", "b"])
+        image_ids(images, ["a", "b"])
 
 
 @pytest.mark.parametrize("padding", ["reflect", "constant"])

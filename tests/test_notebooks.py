@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from salkit.reproduce import notebooks_dir
+from salkit.report.reproduce import notebooks_dir
 
 NOTEBOOKS = sorted(notebooks_dir().glob("*.ipynb"))
 

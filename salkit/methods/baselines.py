@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from salkit.checks import check_settings
-from salkit.masking import image_ids, pair_generator
-from salkit.methods.base import Cost, check_pairs, label_names
-from salkit.models import Classifier
+from salkit.methods.base import Cost
+from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
+from salkit.models.classifier import Classifier
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from captum.attr import InputXGradient, IntegratedGradients, LayerAttribution, LayerGradCam, NoiseTunnel, Saliency
 from torch import Tensor, nn
 
-from salkit import masking
 from salkit.checks import check_choice, check_integer, check_settings
-from salkit.methods.base import Cost, check_pairs, label_names
-from salkit.models import Classifier
-from salkit.passes import batch_size, pass_by_pass, smaller_when_out_of_memory
+from salkit.methods.base import Cost
+from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
+from salkit.models.classifier import Classifier
+from salkit.models.passes import batch_size, pass_by_pass, smaller_when_out_of_memory
 
 Reduction = Literal["sum", "abs_sum"]
 Output = Literal["logit", "log_prob", "prob"]
@@ -136,7 +136,7 @@ class SmoothGrad:
         """Heatmaps `(N, H, W)`; see `SaliencyMethod.attribute`."""
         del distractors
         check_pairs(classifier, inputs, target)
-        names = zip(masking.image_ids(inputs, ids), label_names(classifier, target), strict=True)
+        names = zip(image_ids(inputs, ids), label_names(classifier, target), strict=True)
         tunnel = NoiseTunnel(Saliency(label_outputs(classifier.fast(inputs))))
         size = batch_size(inputs, self.internal_batch_size)
         heatmaps = torch.empty_like(inputs[:, 0])
@@ -145,7 +145,7 @@ class SmoothGrad:
             spread = float(image.detach().max() - image.detach().min())
             settings = {"nt_samples": self.n_samples, "nt_samples_batch_size": min(size, self.n_samples), "abs": False}
             with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
-                torch.manual_seed(int(masking.pair_generator(seed, *name, "smooth_grad").integers(2**62)))
+                torch.manual_seed(int(pair_generator(seed, *name, "smooth_grad").integers(2**62)))
                 channels = tunnel.attribute(image, target=target[i : i + 1], stdevs=self.noise_level * spread, **settings)
             heatmaps[i] = reduce_channels(channels.detach(), self.reduction)[0]
         return heatmaps

@@ -15,7 +15,7 @@ from salkit import masking
 from salkit.checks import check_number
 from salkit.methods.base import Cost
 from salkit.methods.masker import Masker, MaskerMethod, Phase, bordered_variation, conv_block, resize, trainable
-from salkit.models import Classifier
+from salkit.models.classifier import Classifier
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from salkit import masking
 from salkit.checks import check_choice, check_settings
-from salkit.downloads import progress_bar
-from salkit.kernels import one_thread
-from salkit.methods.base import Cost, LearnedMap, check_pairs, label_names, mask_side
-from salkit.models import Classifier
-from salkit.passes import pass_size, same_size_passes, smaller_when_out_of_memory
+from salkit.methods.base import Cost, LearnedMap, mask_side
+from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
+from salkit.models.classifier import Classifier
+from salkit.models.folding import one_thread
+from salkit.models.passes import pass_size, same_size_passes, smaller_when_out_of_memory
+from salkit.progress import progress_bar
 
 Start = Literal["random", "circle"]
 Regulariser = Literal["sums", "means"]
@@ -115,8 +116,7 @@ class FongVedaldi(LearnedMap):
         check_pairs(classifier, inputs, target)
         side = mask_side(inputs, self.mask_size)
         draws = [
-            masking.pair_generator(seed, i, a, "fong_vedaldi")
-            for i, a in zip(masking.image_ids(inputs, ids), label_names(classifier, target), strict=True)
+            pair_generator(seed, i, a, "fong_vedaldi") for i, a in zip(image_ids(inputs, ids), label_names(classifier, target), strict=True)
         ]
         shifts = torch.from_numpy(np.array([g.integers(self.jitter, size=(self.n_steps, 2)) for g in draws])).to(inputs.device)
         starts = torch.from_numpy(np.array([g.random((1, side, side), dtype=np.float32) for g in draws])).to(inputs)

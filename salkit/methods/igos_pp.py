@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from salkit import masking
 from salkit.checks import check_choice, check_settings
-from salkit.downloads import progress_bar
-from salkit.methods.base import Cost, LearnedMap, check_pairs, label_names, mask_side
-from salkit.models import Classifier
-from salkit.passes import batch_size, even_size, in_parallel, same_size_chunks, smaller_when_out_of_memory
+from salkit.methods.base import Cost, LearnedMap, mask_side
+from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
+from salkit.models.classifier import Classifier
+from salkit.models.passes import batch_size, even_size, in_parallel, same_size_chunks, smaller_when_out_of_memory
+from salkit.progress import progress_bar
 
 Gradient = Literal["released", "consistent"]
 TRIALS = 4
@@ -111,8 +112,8 @@ class IGOSpp(LearnedMap):
         del distractors
         check_pairs(classifier, inputs, target)
         side = mask_side(inputs, self.mask_size)
-        names = zip(masking.image_ids(inputs, ids), label_names(classifier, target), strict=True)
-        noise = [masking.pair_generator(seed, i, a, "igos_pp") for i, a in names]
+        names = zip(image_ids(inputs, ids), label_names(classifier, target), strict=True)
+        noise = [pair_generator(seed, i, a, "igos_pp") for i, a in names]
         pairs = _Pairs(classifier.fast(inputs), inputs, box_blur(inputs), target, noise)
         masks = inputs.new_ones(len(inputs), 2, side, side)
         for _ in progress_bar(range(self.n_steps), self.show_progress, desc="iGOS++"):

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from salkit import masking
 from salkit.checks import check_choice, check_settings
-from salkit.downloads import progress_bar
-from salkit.methods.base import Cost, LearnedMap, check_pairs, label_names
-from salkit.models import Classifier, PrecisionChoice, resolve_precision
-from salkit.passes import pass_size, same_size_passes, smaller_when_out_of_memory
+from salkit.methods.base import Cost, LearnedMap
+from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
+from salkit.models.classifier import Classifier, PrecisionChoice, resolve_precision
+from salkit.models.passes import pass_size, same_size_passes, smaller_when_out_of_memory
+from salkit.progress import progress_bar
 
 Loss = Literal["nll", "released"]
 Name = Literal["paper", "fast"]
@@ -132,7 +133,7 @@ class LearnedMask(LearnedMap):
         check_pairs(classifier, inputs, target)
         if distractors is not None and distractors.ndim == 4:
             distractors = distractors.to(memory_format=torch.channels_last)  # here, or every pass would copy the pool
-        names = masking.image_ids(inputs, ids)
+        names = image_ids(inputs, ids)
         learned = inputs.new_empty(len(inputs), inputs.shape[-2] // self.scale, inputs.shape[-1] // self.scale)
 
         def learn(some: Tensor) -> Tensor:
@@ -209,12 +210,12 @@ class LearnedMask(LearnedMap):
         pool = distractors.to(inputs)
         draws = np.empty((n, self.n_steps, self.n_distractors), np.int64)
         usable: dict[str, np.ndarray] = {}
-        for i, (name, label) in enumerate(zip(masking.image_ids(inputs, ids), label_names(classifier, target), strict=True)):
+        for i, (name, label) in enumerate(zip(image_ids(inputs, ids), label_names(classifier, target), strict=True)):
             if name not in usable:
                 usable[name] = (pool != inputs[i]).flatten(1).any(1).nonzero().flatten().cpu().numpy()
             if not len(usable[name]):
                 raise ValueError(f"distractors: expected an image other than the explained one ({name}), got only that one")
-            generator = masking.pair_generator(seed, name, label, "distractors")
+            generator = pair_generator(seed, name, label, "distractors")
             draws[i] = usable[name][self._draw(generator, len(usable[name]))]
         return pool, torch.from_numpy(draws)
 

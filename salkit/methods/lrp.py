@@ -17,9 +17,10 @@ from zennit.core import Composite
 from zennit.layer import Sum
 
 from salkit.checks import check_choice, check_settings
-from salkit.methods.base import Cost, check_pairs, label_names
-from salkit.models import Classifier
-from salkit.passes import batch_size, smaller_when_out_of_memory
+from salkit.methods.base import Cost
+from salkit.methods.pairs import check_pairs, label_names
+from salkit.models.classifier import Classifier
+from salkit.models.passes import batch_size, smaller_when_out_of_memory
 
 Rules = Literal["epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box"]
 

@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from salkit.checkpoints import load_checkpoint, open_checkpoint
 from salkit.checks import check_settings
-from salkit.image_files import data_dir
-from salkit.kernels import round_alike
-from salkit.methods.base import Cost, check_pairs, label_names
-from salkit.models import Classifier
-from salkit.passes import batch_size, smaller_when_out_of_memory
+from salkit.data.files import data_dir
+from salkit.methods.base import Cost
+from salkit.methods.pairs import check_pairs, label_names
+from salkit.models.checkpoints import load_checkpoint, open_checkpoint
+from salkit.models.classifier import Classifier
+from salkit.models.folding import round_alike
+from salkit.models.passes import batch_size, smaller_when_out_of_memory
 
 
 class Phase(NamedTuple):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from salkit.checks import check_settings
 from salkit.methods.base import Cost
 from salkit.methods.masker import Masker, MaskerMethod, Phase, bordered_variation, conv_block, resize, trainable
-from salkit.models import Classifier
+from salkit.models.classifier import Classifier
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from salkit import masking
 from salkit.checks import check_integer, check_settings
-from salkit.downloads import progress_bar
-from salkit.kernels import one_thread
-from salkit.methods.base import Cost, check_pairs
-from salkit.models import Classifier
-from salkit.passes import batch_size, in_parallel, smaller_when_out_of_memory
+from salkit.methods.base import Cost
+from salkit.methods.pairs import check_pairs, image_ids
+from salkit.models.classifier import Classifier
+from salkit.models.folding import one_thread
+from salkit.models.passes import batch_size, in_parallel, smaller_when_out_of_memory
+from salkit.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RISE:
         """Heatmaps `(N, H, W)` in [0, about 1]; see `SaliencyMethod.attribute`. Pairs whose image is the same share their passes."""
         del distractors
         check_pairs(classifier, inputs, target)
-        names, fast = np.array(masking.image_ids(inputs, ids)), classifier.fast(inputs)
+        names, fast = np.array(image_ids(inputs, ids)), classifier.fast(inputs)
         heatmaps = torch.zeros_like(inputs[:, 0])
         for name in progress_bar(dict.fromkeys(names.tolist()), self.show_progress, desc="RISE"):
             rows = torch.from_numpy(np.flatnonzero(names == name)).to(inputs.device)

@@ -1,0 +1,1 @@
+"""Experiments as descriptions and arrays: their identity, where results are kept, who computes them."""

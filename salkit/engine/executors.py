@@ -1,0 +1,202 @@
+"""Where shards are computed: in this process or by Dask workers, here or elsewhere. Whoever computes one writes it to the store."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from salkit.checks import check_integer
+from salkit.engine.store import MissingRows, Store, StoreError
+from salkit.evaluation.tasks import Part, Source
+from salkit.models.passes import largest_pass
+from salkit.progress import progress_bar
+
+
+class WorkerError(RuntimeError):
+    """A Dask worker cannot take part, or none is left; the message says which and why. What was finished is kept."""
+
+
+class ShardError(RuntimeError):
+    """Some pairs could not be computed; the rest is kept. The message names them and their errors."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One row that could not be computed: what it is, and why."""
+
+    title: str
+    row: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"{self.title}, {self.row}: {self.error}"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A store, and what computes what is missing in it.
+
+    Attributes:
+        store: where results are and go. Workers on other machines need to see it under the same path.
+        executor: `"serial"`, `"dask"` (local workers, until `stack` is closed) or the address of a Dask scheduler, `"tcp://..."`.
+        workers: of a local cluster; None for one a GPU, or one a CPU core where there is none.
+        strict: raise the first error as it is instead of computing the rest first (serial only).
+        show_progress: one bar over the rows of all parts, whoever computes them.
+        stack: closes the workers; `open_engine` does.
+
+    Raises:
+        ValueError: unknown executor, fewer than one worker, or Dask is not installed.
+    """
+
+    store: Store
+    executor: str = "serial"
+    workers: int | None = None
+    strict: bool = False
+    show_progress: bool = True
+    stack: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_executor(self.executor, self.workers)
+        largest_pass()
+
+    def run(self, parts: Sequence[Part], sources: Sequence[Source], desc: str = "") -> list[Failure]:
+        """Compute what is missing of some experiments; shards that are there, or that another process is at, are not computed.
+
+        Args:
+            parts: what to compute.
+            sources: classifiers and images that the parts index.
+            desc: before the bar.
+
+        Returns:
+            The rows that could not be computed, once all others are.
+
+        Raises:
+            StoreError: the store cannot be written to.
+            WorkerError: a Dask worker sees another store or runs other code, or none is left.
+        """
+        for part in parts:
+            self.store.open(part.experiment)
+        total = sum(b - a for part in parts for a, b in self.store.missing(part.experiment))
+        if not total:
+            return []
+        client = self._client
+        with progress_bar(None, self.show_progress, total=total, unit="row", desc=desc) as bar:
+            if client is None:
+                return _serial(parts, sources, self.store, self.strict, bar)
+            from salkit.engine.dask_shards import distribute
+
+            return distribute(client, parts, sources, self.store, bar)
+
+    @cached_property
+    def _client(self) -> Any:
+        """A connected Dask client, from the first time that something is missing; None for the serial executor."""
+        if self.executor == "serial":
+            return None
+        from salkit.engine.dask_shards import connect
+
+        return self.stack.enter_context(connect(self.executor, self.workers, self.show_progress))
+
+
+@contextmanager
+def open_engine(
+    store: str | Path | Store | None, executor: str = "serial", workers: int | None = None, show_progress: bool = True
+) -> Iterator[Engine]:
+    """An engine over a store, or over a folder that is gone afterwards: then the first error is raised, since nothing is kept anyway."""
+    with ExitStack() as stack:
+        keeps = store is not None
+        if store is None:
+            store = Store(stack.enter_context(tempfile.TemporaryDirectory(prefix="salkit-")), durable=False)
+        yield Engine(store if isinstance(store, Store) else Store(store), executor, workers, not keeps, show_progress, stack)
+
+
+def raise_failures(failures: Sequence[Failure], store: Store) -> None:
+    """Say which rows could not be computed.
+
+    Raises:
+        ShardError: if there are any.
+    """
+    if failures:
+        shown = "\n".join(f"  {failure}" for failure in failures[:20])
+        more = f"\n  and {len(failures) - 20} more" if len(failures) > 20 else ""
+        kept = f"\nEverything else is kept in {store.folder}; the same command tries these again" if store.durable else ""
+        raise ShardError(f"{len(failures)} rows could not be computed:\n{shown}{more}{kept}")
+
+
+def check_executor(executor: str, workers: int | None = None) -> None:
+    """Refuse an executor there is none of.
+
+    Raises:
+        ValueError: unknown, fewer than one worker, or Dask is not installed.
+    """
+    if not isinstance(executor, str) or (executor not in ("serial", "dask") and "://" not in executor):
+        raise ValueError(f"executor: expected 'serial', 'dask' or the address of a Dask scheduler (tcp://host:port), got {executor!r}")
+    if workers is not None:
+        check_integer("workers", workers, 1)
+    if executor != "serial":
+        try:
+            import distributed  # noqa: F401
+        except ImportError:
+            raise ValueError(f"executor: {executor!r} needs the extra dist (pip install 'salkit[dist]'), which is not installed") from None
+
+
+def _serial(parts: Sequence[Part], sources: Sequence[Source], store: Store, strict: bool, bar: Any) -> list[Failure]:
+    failures: list[Failure] = []
+    failed: set[tuple[str, int]] = set()
+    while True:
+        left = [
+            (part, a, b)
+            for part in parts
+            for a, b in store.missing(part.experiment, part.task.shard_size(sources[part.source]))
+            if (part.experiment.key, a) not in failed
+        ]
+        if not left:
+            return failures
+        busy = 0
+        for part, a, b in left:
+            found = compute_shard(part, sources[part.source], store, a, b, strict=strict)
+            if found is None:
+                busy += 1
+                continue
+            bar.update(b - a)
+            if found:
+                failures += found
+                failed |= {(part.experiment.key, row) for row, _ in store.missing(part.experiment, 1) if a <= row < b}
+        if busy == len(left):
+            time.sleep(0.3)  # all that is left is being computed by other processes
+
+
+def compute_shard(part: Part, source: Source, store: Store, start: int, stop: int, *, strict: bool = False) -> list[Failure] | None:
+    """Compute and keep some rows, unless they are there; None when another process is at them.
+
+    When the rows fail together they are tried in halves, so that what fails is named to the row and all others are kept.
+    """
+    key = part.experiment.key
+    with store.claim(key, start, stop) as ours:
+        if not ours:
+            return None
+        wanted = [(max(a, start), min(b, stop)) for a, b in store.missing(part.experiment) if a < stop and b > start]
+        return [failure for a, b in wanted for failure in _attempt(part, source, store, a, b, strict)]
+
+
+def _attempt(part: Part, source: Source, store: Store, start: int, stop: int, strict: bool) -> list[Failure]:
+    try:
+        arrays = part.task(source, store, start, stop)
+    except Exception as error:
+        # The maps of some rows may have failed; a store that cannot be written to fails all of them.
+        if strict or (isinstance(error, StoreError) and not isinstance(error, MissingRows)):
+            raise
+        if stop - start == 1:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+            return [Failure(part.experiment.title, part.task.row_name(source, start), text)]
+        middle = (start + stop) // 2
+        return _attempt(part, source, store, start, middle, strict) + _attempt(part, source, store, middle, stop, strict)
+    store.write(part.experiment.key, start, stop, arrays, source.about())
+    return []

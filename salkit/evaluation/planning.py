@@ -1,0 +1,131 @@
+"""Which experiments an evaluation is made of: for every method maps, their curves, and the crops of the saliency metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salkit import curves, masking, models, saliency_metric, scores
+from salkit.engine.identity import Experiment, describe_classifier, describe_experiment, describe_images, digest
+from salkit.engine.store import Store
+from salkit.evaluation import tasks
+from salkit.evaluation.tasks import Crops, Curves, Labels, Maps, Part, Probabilities, Source, maps_are_kept
+from salkit.methods import SaliencyMethod, same_map_for_all_labels
+from salkit.methods.base import LearnedMap
+from salkit.saliency_metric import best_alpha
+
+
+class PartMaker:
+    """Makes the parts of an evaluation on one source: what each is called, and everything its numbers depend on.
+
+    Args:
+        name: of the run, for titles.
+        source: classifier and images.
+        seed: of every random draw.
+        index: of the source among those of the run.
+    """
+
+    def __init__(self, name: str, source: Source, seed: int, index: int = 0) -> None:
+        self.name, self.source, self.seed, self.index, self.n = name, source, seed, index, len(source.ids)
+        images = describe_images(source.ids, source.inputs)
+        self.subject = {"classifier": describe_classifier(source.classifier), "images": images}
+        self.pool = {"pool": digest(source.pool), "seed": seed}
+
+    def probabilities(self) -> Part:
+        """Of the label list on whole images."""
+        about = describe_experiment("probabilities", f"{self.name}: probabilities", self.n, [models], **self.subject)
+        return Part(about, Probabilities(), self.index)
+
+    def maps(self, title: str, method: SaliencyMethod, explained: Tensor) -> Part:
+        """A method's maps of all images for the labels `explained (N, k)`."""
+        if isinstance(method, LearnedMap):
+            # Settled here, so that all workers compute the same and the description says it.
+            method = method.resolved(self.source.classifier, self.source.place())
+        settings = self.subject | self.pool | {"method": method, "explained": explained.tolist()}
+        settings["precision"] = getattr(method, "precision", "float32")
+        rows = explained.numel()
+        about = describe_experiment("maps", f"{self.name}, {title}: maps", rows, [models, masking], **settings)
+        return Part(about, Maps(method, explained, self.seed), self.index)
+
+    def curves(self, title: str, method: SaliencyMethod, maps: Part | None, labels: Labels, **settings: Any) -> Part:
+        """Curves of these maps; `settings` are the further fields of `Curves`."""
+        code = [models, masking, curves, scores, tasks]
+        about = self._describe("curves", title, code, method, maps, labels, settings)
+        return Part(about, Curves(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
+
+    def crops(self, title: str, method: SaliencyMethod, maps: Part | None, labels: Labels, **settings: Any) -> Part:
+        """The saliency metric of these maps; `settings` are the further fields of `Crops`."""
+        about = self._describe("crops", title, [models, saliency_metric, tasks], method, maps, labels, settings)
+        return Part(about, Crops(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
+
+    def _describe(
+        self,
+        kind: str,
+        title: str,
+        code: Sequence[object],
+        method: SaliencyMethod,
+        maps: Part | None,
+        labels: Labels,
+        settings: Mapping[str, Any],
+    ) -> Experiment:
+        """What is measured of maps, which go by their key or by what they are computed from."""
+        source = {"method": method} | self.pool if maps is None else {"maps": maps.experiment.key, "seed": self.seed}
+        about = {name: values.tolist() for name, values in zip(Labels._fields, labels, strict=True)} | self.subject | source | {**settings}
+        return describe_experiment(kind, f"{self.name}, {title}: {kind}", self.n, code, **about)
+
+
+@dataclass
+class Plan:
+    """The parts that one method's results are made of."""
+
+    title: str
+    method: SaliencyMethod
+    labels: Labels
+    maps: Part | None
+    curves: Part
+    held_maps: Part | None = None
+    held_crops: Part | None = None
+    crops: Part | None = None
+    alpha: float | None = None
+
+    def parts(self, phase: str) -> list[Part]:
+        """Those that are computed together: maps, then what needs them, then what needs a threshold."""
+        of = {"maps": (self.maps, self.held_maps), "curves": (self.curves, self.held_crops), "crops": (self.crops,)}
+        return [part for part in of[phase] if part is not None]
+
+    def choose_alpha(self, maker: PartMaker, store: Store) -> None:
+        """Once the held-out images are measured: the threshold, and the part that uses it."""
+        if self.held_crops is not None and not store.missing(self.held_crops.experiment):
+            self.alpha = best_alpha(torch.from_numpy(store.read(self.held_crops.experiment.key)["threshold"]))
+            settings = {"alphas": (self.alpha,), "largest_component": True}
+            self.crops = maker.crops(self.title, self.method, self.maps, self.labels, **settings)
+
+    def keys(self) -> dict[str, Any]:
+        """For the run's manifest."""
+        named = {"maps": self.maps, "curves": self.curves, "held_maps": self.held_maps, "held_crops": self.held_crops, "crops": self.crops}
+        return {name: part and part.experiment.key for name, part in named.items()} | {"method": self.title, "alpha": self.alpha}
+
+
+def plan_method(
+    maker: PartMaker,
+    title: str,
+    method: SaliencyMethod,
+    targets: Tensor,
+    best: Tensor,
+    every: Tensor,
+    keep_maps: bool,
+    curve: Mapping[str, Any],
+) -> Plan:
+    """The parts of a method: which labels it explains, whether its maps are kept, and its curves (`curve`, see `Curves`)."""
+    explained = targets
+    if isinstance(method, same_map_for_all_labels):
+        method, explained = method.method, every.argmax(1, keepdim=True)
+    elif not getattr(method, "depends_on_label", True):
+        explained = targets.gather(1, best[:, None])
+    labels = Labels(targets, best, explained)
+    maps = maker.maps(title, method, explained) if keep_maps or maps_are_kept(method) else None
+    return Plan(title, method, labels, maps, maker.curves(title, method, maps, labels, **curve))

@@ -1,0 +1,281 @@
+"""Training the masker networks of Dabkowski and Gal and of Phang et al. over a frozen classifier."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from salkit.checks import check_choice, check_integer, check_settings, is_integer
+from salkit.data.files import PREPROCESSING, ImageFiles
+from salkit.data.images import ImageSet
+from salkit.methods.dabkowski_gal import DabkowskiGalNet
+from salkit.methods.masker import Masker
+from salkit.methods.phang import PhangNet
+from salkit.models.checkpoints import load_state, load_training_state
+from salkit.models.classifier import Classifier
+from salkit.models.zoo import FEATURE_TAPS
+from salkit.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class MaskerRecipe:
+    """How a masker is made and trained; the defaults are its source's.
+
+    Attributes:
+        kind: `"dabkowski_gal"` or `"phang"`.
+        class_conditional: Phang's optional mode.
+        widths: of Dabkowski and Gal's decoder, fine to coarse.
+        classes: class indices with an embedding; None for all classes of the net.
+        embedding: where Dabkowski and Gal's class embedding starts: `"normal"`, or the `"classifier"`'s own last weights, which
+            gives classes without a training image a meaning.
+        images: how many training images are seen, a number a phase; None for the source's.
+        batch_size: None for the source's.
+        size: side of the training crops; None for the classifier's.
+        area_ramp: share of the last phase over which the penalty on the mask's area grows to its full weight; 0 in the sources. A short
+            training of Dabkowski and Gal's from full weight ends in empty masks.
+        lr, weight_decay, clip: of Adam, and the largest norm of a gradient (Phang's).
+        eval_every: steps between measurements on held-out images (and checkpoints).
+    """
+
+    kind: Literal["dabkowski_gal", "phang"]
+    class_conditional: bool = False
+    widths: tuple[int, ...] = (64, 128, 256)
+    classes: tuple[int, ...] | None = None
+    embedding: Literal["normal", "classifier"] = "normal"
+    images: tuple[int, ...] | None = None
+    batch_size: int | None = None
+    size: int | None = None
+    area_ramp: float = 0.0
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    clip: float = 10.0
+    eval_every: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, sorted(Masker.KINDS))
+        check_choice("embedding", self.embedding, ("normal", "classifier"))
+        counts, flags = ("batch_size", "size", "eval_every"), ("class_conditional",)
+        check_settings(self, counts=counts, weights=("weight_decay", "area_ramp"), rates=("lr", "clip"), flags=flags)
+        check_integer("seed", self.seed)
+        for width in self.widths:
+            check_integer("widths", width, 1)
+
+
+class Stage(NamedTuple):
+    """A phase of training as it will run."""
+
+    phase: str
+    batch_size: int
+    n_steps: int
+    decay_every: int
+
+
+def make_masker(classifier: Classifier, taps: Sequence[str], recipe: MaskerRecipe, side: int = 224) -> Masker:
+    """An untrained masker for a classifier.
+
+    Args:
+        classifier: whose features it will read.
+        taps: names of its modules, fine to coarse; Phang's reads the last two of them.
+        recipe: architecture and seed.
+        side: of an image, to learn the shapes of the features.
+
+    Raises:
+        ValueError: unknown taps, or an embedding that cannot start from the classifier's weights.
+
+    Example:
+        >>> classifier = load_classifier("cifar10-resnet20")  # doctest: +SKIP
+        >>> make_masker(classifier, FEATURE_TAPS["cifar10-resnet20"], MaskerRecipe("phang"), side=32)  # doctest: +SKIP
+    """
+    taps = tuple(taps) if recipe.kind == "dabkowski_gal" else tuple(taps)[-2:]
+    device = next(classifier.parameters()).device
+    with torch.no_grad():
+        logits, features = classifier.features(torch.zeros(1, 3, side, side, device=device), taps)
+    channels = [f.shape[1] for f in features]
+    classes = logits.shape[1] if recipe.classes is None else recipe.classes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if recipe.kind == "phang":
+            code = classifier.class_weights().shape[1] if recipe.class_conditional else 0
+            return PhangNet(taps, channels, classes, class_conditional=recipe.class_conditional, class_width=code).to(device)
+        masker = DabkowskiGalNet(taps, channels, classes, recipe.widths)
+    if recipe.embedding == "classifier":
+        weights = classifier.class_weights()
+        if weights.shape[1] != channels[-1]:
+            raise ValueError(f"embedding: expected class weights of length {channels[-1]}, as the last tap has, got {weights.shape[1]}")
+        rows = weights if recipe.classes is None else weights[list(recipe.classes)]
+        masker.embedding.weight.data.copy_(rows)
+    return masker.to(device)
+
+
+def train_masker(
+    masker: Masker,
+    classifier: Classifier,
+    train: ImageFiles,
+    val: ImageSet,
+    recipe: MaskerRecipe,
+    *,
+    state_path: str | Path | None = None,
+    n_workers: int = 0,
+    show_progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Train a masker in place: Adam on random crops and flips; the classifier stays as it is.
+
+    Args:
+        masker: from `make_masker` with the same recipe; trained on the device it is on.
+        classifier: the net that is explained.
+        train: labelled images, decoded as they are needed.
+        val: held-out images that every `eval_every` steps are measured on.
+        recipe: sizes and rates.
+        state_path: where to keep the state at every measurement; training goes on from it when it exists.
+        n_workers: processes that decode images.
+        show_progress: a bar over the steps.
+
+    Returns:
+        The learning curve, one row a measurement: `phase`, `step` (in its phase), `images` (seen in all), `loss` (mean since the last
+        row), `seconds`, and the columns of `measure`.
+
+    Raises:
+        ValueError: no training images, or some without a label; a state that is damaged or of another masker.
+    """
+    if not len(train.ids) or min(train.labels) < 0:
+        raise ValueError("train: expected at least one image, all of them labelled")
+    log: list[dict[str, Any]] = []
+    saved = None
+    if state_path and Path(state_path).exists():
+        saved = load_training_state(state_path, ("masker", "adam", "schedule", "phase", "log"))
+        load_state(masker, saved["masker"], state_path)
+        log = json.loads(saved["log"])
+    seen, before = 0, log[-1]["seconds"] if log else 0.0
+    start = time.perf_counter()
+    for stage, phase in zip(stages(masker, recipe), masker.phases(), strict=True):
+        adam = torch.optim.Adam(phase.parameters, recipe.lr, weight_decay=recipe.weight_decay)
+        schedule = torch.optim.lr_scheduler.StepLR(adam, stage.decay_every)
+        done = max((row["step"] for row in log if row["phase"] == stage.phase), default=0)
+        if saved and saved["phase"] == stage.phase:
+            adam.load_state_dict(saved["adam"])
+            schedule.load_state_dict(saved["schedule"])
+        batches = Batches(train, stage, recipe, range(done, stage.n_steps))
+        loader = DataLoader(batches, batch_size=None, num_workers=n_workers)
+        bar = progress_bar(loader, show_progress, desc=f"{recipe.kind}, {stage.phase}", total=stage.n_steps, initial=done)
+        total, steps = 0.0, 0
+        for step, (inputs, labels) in enumerate(bar, done + 1):
+            generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + seen + step)
+            masker.train()
+            device = next(masker.parameters()).device
+            area = min(1.0, step / (recipe.area_ramp * stage.n_steps)) if recipe.area_ramp else 1.0
+            loss = masker.loss(stage.phase, classifier, inputs.to(device), labels.to(device), generator, area)
+            gradients = torch.autograd.grad(loss, phase.parameters, allow_unused=True)
+            for parameter, gradient in zip(phase.parameters, gradients, strict=True):
+                parameter.grad = gradient
+            torch.nn.utils.clip_grad_norm_(phase.parameters, recipe.clip)
+            adam.step()
+            schedule.step()
+            total, steps = total + loss.item(), steps + 1
+            if step % recipe.eval_every == 0 or step == stage.n_steps:
+                row = {"phase": stage.phase, "step": step, "images": seen + step * stage.batch_size, "loss": total / steps}
+                log.append(row | measure(masker, classifier, val) | {"seconds": before + time.perf_counter() - start})
+                total, steps = 0.0, 0
+                if state_path:
+                    _save_state(state_path, masker, adam, schedule, stage.phase, log)
+        seen += stage.n_steps * stage.batch_size
+    masker.eval()
+    return log
+
+
+def stages(masker: Masker, recipe: MaskerRecipe) -> list[Stage]:
+    """The phases at the recipe's size; where there are fewer steps than in the source, the rate decays at the same shares of them.
+
+    Raises:
+        ValueError: `recipe.images` has another length than the phases.
+    """
+    phases = masker.phases()
+    images = [p.batch_size * p.n_steps for p in phases] if recipe.images is None else recipe.images
+    if len(images) != len(phases) or not all(is_integer(n, 1) for n in images):
+        raise ValueError(f"images: expected a number >= 1 for each phase {[p.name for p in phases]}, got {images}")
+    chosen = []
+    for p, n_images in zip(phases, images, strict=True):
+        batch = recipe.batch_size or p.batch_size
+        n_steps = max(1, n_images // batch)
+        chosen.append(Stage(p.name, batch, n_steps, max(1, p.decay_every * n_steps // p.n_steps)))
+    return chosen
+
+
+@torch.no_grad()
+def measure(masker: Masker, classifier: Classifier, images: ImageSet, batch_size: int = 40) -> dict[str, float]:
+    """What a masker does on images with known labels, all in [0, 1].
+
+    Returns:
+        `area`: mean of the masks of the true labels; `area_false`: the same for a false label (the next image's);
+        `whole`, `kept`, `removed`: mean probability of the true label on the whole image, on what the mask keeps over gray, and on
+        what is left without it.
+    """
+    masker.eval()
+    device = next(masker.parameters()).device
+    false = images.labels.roll(1)
+    sums: dict[str, float] = dict.fromkeys(("area", "area_false", "whole", "kept", "removed"), 0.0)
+    parts = (images.images.split(batch_size), images.labels.split(batch_size), false.split(batch_size))
+    for inputs, labels, others in (tuple(t.to(device) for t in part) for part in zip(*parts, strict=True)):
+        masks = masker.masks(classifier, inputs, labels)
+        sums["area"] += masks.mean((1, 2, 3)).sum().item()
+        sums["area_false"] += masker.masks(classifier, inputs, others).mean((1, 2, 3)).sum().item()
+        for name, shown in (("whole", inputs), ("kept", inputs * masks), ("removed", inputs * (1 - masks))):
+            prob = classifier.fast(inputs).logits(shown).softmax(1)
+            sums[name] += prob.gather(1, labels[:, None]).sum().item()
+    return {name: value / len(images) for name, value in sums.items()}
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Whole batches of random resized crops and flips by step, each the same in whatever process and after whatever interruption."""
+
+    def __init__(self, files: ImageFiles, stage: Stage, recipe: MaskerRecipe, steps: range) -> None:
+        pre = PREPROCESSING[files.preprocessing]
+        # Areas as the sources take them: Dabkowski and Gal from 0.3 of the image, Phang et al. torchvision's default.
+        least = 0.3 if recipe.kind == "dabkowski_gal" else 0.08
+        crop = transforms.RandomResizedCrop(recipe.size or pre.size, scale=(least, 1.0), antialias=True)
+        flip = transforms.RandomHorizontalFlip()
+        self.transform = transforms.Compose([crop, flip, transforms.ToTensor(), transforms.Normalize(pre.mean, pre.std)])
+        self.files, self.stage, self.recipe, self.steps = files, stage, recipe, steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Batch of a step: images `(n, 3, H, W)` and class indices `(n,)`; every epoch is a permutation of the images."""
+        n, total = self.stage.batch_size, len(self.files.ids)
+        places = range(self.steps[index] * n, (self.steps[index] + 1) * n)
+        orders = {e: self._order(e) for e in {p // total for p in places}}
+        chosen = [int(orders[p // total][p % total]) for p in places]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed * 1_000_003 + places[0])
+            images = torch.stack([self.transform(self.files.open(i)) for i in chosen])
+        return images, torch.tensor([self.files.labels[i] for i in chosen])
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self.files.ids), generator=torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch))
+
+
+def taps_of(name: str) -> tuple[str, ...]:
+    """The taps of one of the kit's classifiers.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    check_choice("classifier", name, sorted(FEATURE_TAPS))
+    return FEATURE_TAPS[name]
+
+
+def _save_state(path: str | Path, masker: Masker, adam: Any, schedule: Any, phase: str, log: list[dict[str, Any]]) -> None:
+    state = {"masker": masker.state_dict(), "adam": adam.state_dict(), "schedule": schedule.state_dict(), "phase": phase}
+    torch.save(state | {"log": json.dumps(log)}, f"{path}.tmp")
+    os.replace(f"{path}.tmp", path)

@@ -1,0 +1,1 @@
+"""What the notebooks run: profiles, the runs behind every table, and the studies beyond Table 1."""

@@ -1,0 +1,220 @@
+"""How much work a profile is, and how it is done fastest here: passes counted from its settings, the rest from a few measured steps."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from salkit.curves import insertion_curve
+from salkit.evaluation.tasks import maps_are_kept
+from salkit.methods import LearnedMask, SaliencyMethod, same_map_for_all_labels
+from salkit.methods.base import method_cost
+from salkit.methods.learned_mask import SCHEDULES
+from salkit.methods.masker_training import make_masker, stages, taps_of
+from salkit.models.classifier import Classifier, resolve_device
+from salkit.models.passes import batch_size, measured, measured_file, measured_key, workers_key
+from salkit.models.zoo import load_classifier
+from salkit.saliency_metric import ALPHAS
+from salkit.scores import PROTOCOLS
+from salkit.studies.profiles import (
+    CHEAP_ROWS,
+    SANITY_ROWS,
+    Study,
+    get_profile,
+    masker_recipes,
+    our_methods,
+    picture_methods,
+    table1_methods,
+    tv_sweep_methods,
+)
+from salkit.studies.quality import scored_steps
+
+
+@dataclass(frozen=True)
+class NotebookCost:
+    """Work of one notebook: passes of single images through the net, and hours at the measured rates."""
+
+    notebook: str
+    forward: int
+    forward_backward: int
+    hours: float
+
+
+def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
+    """Count each notebook's passes and estimate its time from a few steps on this device (with random weights).
+
+    Notebook 01 makes no passes; 04 and 06 are counted as after 03, whose results they read.
+
+    Raises:
+        ValueError: unknown profile.
+    """
+    chosen, protocol, device = get_profile(profile), PROTOCOLS["paper"], resolve_device(device)
+    cifar10, imagenette = chosen.cifar10, chosen.imagenette
+    sweep, table1 = tv_sweep_methods(cifar10, chosen.tvs, protocol), table1_methods(imagenette, protocol)
+    n, n_labels = imagenette.n_images, len(imagenette.labels or range(10))
+    figure2 = picture_methods(imagenette, protocol, "Ours", "Ours (TV=0.001)", "Ours (cheating)")
+    gallery = picture_methods(imagenette, protocol, "Ours")
+    figures = [(figure2, 1, 2), (table1, imagenette.own_label_images, 2), (gallery, 1, n_labels)]
+    # The thresholds of the saliency metric: a map and a crop for each value on every held-out image, two crops on every image.
+    held_out = count_passes(replace(imagenette, n_points=0), table1, imagenette.held_out, 1)
+    # Maps that are not kept are computed once more for the crops of the images themselves.
+    again = count_passes(replace(imagenette, n_points=0), {k: m for k, m in table1.items() if not maps_are_kept(m)}, n, 1)
+    crops = len(table1) * (imagenette.held_out * len(ALPHAS) + 2 * n)
+    main = count_passes(imagenette, table1, n, n_labels, blur_games=True)
+    ours = our_methods(imagenette, protocol)
+    cheap = {name: table1[name] for name in CHEAP_ROWS}
+    grid = [(ours, imagenette.grid_images, n_labels)] * 3 + [(cheap, imagenette.grid_images, n_labels)]
+    sanity = {name: table1[name] for name in SANITY_ROWS}
+    passes = {
+        "00_train_maskers": _training_passes(imagenette),
+        "01_theory_toy_model": (0, 0),
+        "02_cifar10_tv_sweep": count_passes(cifar10, sweep, cifar10.n_images, 10),
+        "03_imagenette_table1": (main[0] + held_out[0] + again[0] - n + crops, main[1] + held_out[1] + again[1]),
+        "04_figures": _sum(count_passes(imagenette, *what) for what in figures),
+        "05_sanity_checks": _sum([count_passes(replace(imagenette, n_points=0), sanity, imagenette.sanity_images, 1)] * 13),
+        "06_which_protocol": _sum(count_passes(imagenette, *what) for what in grid),
+        "07_cost_and_quality": _followed(imagenette),
+    }
+    on_cifar10 = {"02_cifar10_tv_sweep": passes.pop("02_cifar10_tv_sweep"), "07_cost_and_quality": _followed(cifar10)}
+    seconds = {study: _seconds_per_pass(study, device) for study in (cifar10, imagenette)}
+    costs = []
+    for name in sorted(passes | on_cifar10):
+        parts = [(cifar10, on_cifar10.get(name, (0, 0))), (imagenette, passes.get(name, (0, 0)))]
+        hours = sum(f * seconds[study][0] + b * seconds[study][1] for study, (f, b) in parts) / 3600
+        costs.append(NotebookCost(name, *_sum(part for _, part in parts), hours))
+    return costs
+
+
+def _followed(study: Study) -> tuple[int, int]:
+    """Notebook 07: both schedules along their steps, scored on the way."""
+    n, labels_per_image, most = study.followed
+    pairs = n * labels_per_image
+    methods = [LearnedMask(schedule=name) for name in SCHEDULES]
+    steps = [scored_steps(method, most) for method in methods]
+    learned = sum(max(of) * method.composites_per_step for of, method in zip(steps, methods, strict=True))
+    return n + pairs * sum(map(len, steps)) * (study.followed_points + 1), pairs * learned
+
+
+def tune(device: str = "auto", names: Sequence[str] = ("cifar10-resnet20", "efficientnet-lite0")) -> dict[str, int]:
+    """Measure how many images a pass learn fastest, for each net's image size, and on a CPU how many passes at a time; remember it.
+
+    On a CPU that changes no number; on a GPU it changes rounding.
+
+    Returns:
+        `measured_key` -> images a pass, `workers_key` -> passes at a time, also of what was measured before.
+    """
+    place, found = torch.device(resolve_device(device)), dict(measured())
+    threads = torch.get_num_threads() if place.type == "cpu" else 1
+    speeds = dict.fromkeys((threads, 1), 1.0)
+    for name in names:
+        classifier = load_classifier(name, device=str(place), pretrained=False)
+        side = _side(name)
+        usual = batch_size(torch.empty(1, 3, side, side, device="meta"), device=place.type)
+        rates = {size: _learning_rate(classifier, side, size, place) for size in (max(1, usual // 2), usual, 2 * usual)}
+        found[measured_key(place, side)] = best = max(rates, key=lambda size: rates[size])
+        for at_once in speeds if threads > 1 else ():
+            with _passes_at_a_time(at_once):
+                speeds[at_once] *= _learning_rate(classifier, side, best, place)
+    if threads > 1:
+        found[workers_key()] = max(speeds, key=lambda at_once: speeds[at_once])
+    path = measured_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    measured.cache_clear()
+    return found
+
+
+@contextmanager
+def _passes_at_a_time(n: int) -> Iterator[None]:
+    """As if that had been found; what was found is forgotten, and read again by the next who asks."""
+    measured()[workers_key()] = n
+    try:
+        yield
+    finally:
+        measured.cache_clear()
+
+
+def _learning_rate(classifier: Classifier, side: int, size: int, device: torch.device) -> float:
+    """Composites a second in passes of a size, the best of three short runs after a first one."""
+    method = LearnedMask(scale=1, n_steps=2, infill="gray", internal_batch_size=size)
+    inputs = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device).repeat(2 * size, 1, 1, 1)
+    target = torch.zeros(len(inputs), dtype=torch.int64, device=device)
+    seconds = [_seconds(lambda: method.learn(classifier, inputs, target), device) for _ in range(4)]
+    return len(inputs) / min(seconds[1:])
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _sum(passes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    both = list(passes)
+    return sum(f for f, _ in both), sum(b for _, b in both)
+
+
+def _training_passes(study: Study) -> tuple[int, int]:
+    """Notebook 00: the first phase of Dabkowski and Gal takes a forward pass an image, masks one more and two forward-backward ones."""
+    forward = forward_backward = 0
+    classifier = load_classifier(study.classifier, pretrained=False)
+    for recipe in masker_recipes(study).values():
+        masker = make_masker(classifier, taps_of(study.classifier), recipe, _side(study.classifier))
+        for stage in stages(masker, recipe):
+            images = stage.batch_size * stage.n_steps
+            forward += images
+            forward_backward += 2 * images if stage.phase == "masks" else 0
+    return forward, forward_backward
+
+
+def count_passes(
+    study: Study, methods: Mapping[str, SaliencyMethod], n_images: int, n_labels: int, blur_games: bool = False
+) -> tuple[int, int]:
+    """Forward and forward-backward passes of an evaluation: the maps, and curves.
+
+    A curve takes `n_points - 1` passes, and its ends two more for all maps of an image. Insertion takes a curve a pair (one an image
+    where the map does not depend on the label), deletion one an image, and the games with blur two an image.
+    """
+    side = _side(study.classifier)
+    n_points = side * side if study.n_points is None else study.n_points
+    inner, ends = (n_points - 1, 2) if n_points else (0, 0)
+    forward, forward_backward = n_images, 0
+    for method in methods.values():
+        if isinstance(method, same_map_for_all_labels):  # explains predictions that are known by then
+            method, maps = method.method, n_images
+        else:
+            maps = n_images * (n_labels if getattr(method, "depends_on_label", True) else 1)
+        cost = method_cost(method)
+        computed = n_images if cost.per == "image" else maps
+        games = 3 if blur_games else 1
+        forward += (maps + games * n_images) * inner + (1 + games) * n_images * ends + computed * cost.forward
+        forward_backward += computed * cost.forward_backward
+    return forward, forward_backward
+
+
+def _seconds_per_pass(study: Study, device: str) -> tuple[float, float]:
+    """Seconds a forward and a forward-backward pass of one image, the best of three short runs."""
+    classifier = load_classifier(study.classifier, study.labels, device=device, pretrained=False)
+    image = torch.randn(3, _side(study.classifier), _side(study.classifier), generator=torch.Generator().manual_seed(0)).to(device)
+    # Whole batches, since a half-empty one is slower a pass.
+    inputs = image.repeat(2 * batch_size(image[None]), 1, 1, 1)
+    target = torch.zeros(len(inputs), dtype=torch.int64, device=device)
+    method = LearnedMask(scale=1, n_steps=3, n_distractors=1, infill="gray")
+    heatmaps = inputs[:, 0]
+
+    def clock(run: Callable[[], object], passes: int) -> float:
+        return min(_seconds(run, inputs.device) for _ in range(3)) / passes
+
+    forward = clock(lambda: insertion_curve(classifier, inputs, target, heatmaps, n_steps=3), 4 * len(inputs))
+    return forward, clock(lambda: method.attribute(classifier, inputs, target), 3 * len(inputs))
+
+
+def _side(classifier: str) -> int:
+    return 32 if classifier.startswith("cifar10") else 224

@@ -1,0 +1,203 @@
+"""Passes to quality: how good learned masks are after so many composites, and whether two schedules lead to the same scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from salkit.curves import auc, insertion_curve
+from salkit.data.files import data_dir
+from salkit.data.images import ImageSet
+from salkit.methods import LearnedMask
+from salkit.models.classifier import Classifier
+from salkit.models.passes import even_size, in_parallel, pass_size
+from salkit.scores import completeness, soundness
+from salkit.statistics import paired_comparison, short
+
+SCORES = {
+    "completeness": "worst-case completeness",
+    "soundness": "worst-case soundness",
+    "insertion": "insertion AUC of the prediction",
+    "area": "g of all labels",
+}
+"""Columns of `per_image`, and what they are called in tables and figures."""
+
+MARGIN = 0.01
+"""Schedules are told apart when their scores differ by more."""
+
+
+def learning_quality(
+    classifier: Classifier,
+    images: ImageSet,
+    pool: ImageSet,
+    methods: Mapping[str, LearnedMask],
+    labels_per_image: int,
+    n_points: int,
+    seed: int = 0,
+    most: int | None = None,
+) -> pd.DataFrame:
+    """Scores of masks along their learning, a row for each (method, image, label, number of composites spent on the pair).
+
+    The labels of an image are its most probable one, the most probable of the others, and those that follow it in the list.
+
+    Args:
+        classifier: whose label list is meant.
+        images: one or more.
+        pool: where distractors are drawn from.
+        methods: name -> method.
+        labels_per_image: how many labels masks are learned for.
+        n_points: of the insertion curves.
+        seed: of the draws.
+        most: composites a pair at which learning is stopped; None for the end of the schedule.
+
+    Returns:
+        Columns `schedule, seed, image, label, composites, f, g`, and whether the label is the `predicted` one.
+    """
+    place = next((p.device for p in classifier.parameters()), images.images.device)
+    inputs = images.images.to(place)
+    with torch.no_grad():
+        prob = classifier(inputs).exp()
+    targets = torch.stack([_labels(p, labels_per_image) for p in prob])
+    n, k = targets.shape
+    pairs, names, target = inputs.repeat_interleave(k, 0), [i for i in images.ids for _ in range(k)], targets.flatten().to(place)
+    f = prob.gather(1, targets.to(place)).flatten().tolist()
+    rows = []
+    for name, method in methods.items():
+        for spent, heatmaps in _learn_along(method, classifier, pairs, target, pool.images, names, seed, most).items():
+            g = auc(insertion_curve(classifier, pairs, target, heatmaps, n_steps=n_points)).tolist()
+            rows += [[name, seed, names[j], int(target[j]), spent, f[j], g[j], j % k == 0] for j in range(n * k)]
+    return pd.DataFrame(rows, columns=["schedule", "seed", "image", "label", "composites", "f", "g", "predicted"])
+
+
+def _labels(prob: Tensor, n: int) -> Tensor:
+    first, second = prob.topk(2).indices.tolist()
+    following = [(first + i) % len(prob) for i in range(1, len(prob))]
+    return torch.tensor([first, second, *(a for a in following if a != second)][:n])
+
+
+def scored_steps(method: LearnedMask, most: int | None = None) -> set[int]:
+    """The steps after which masks are scored: 1, 2, 5, 10, 20, ... and the last one.
+
+    Example:
+        >>> sorted(scored_steps(LearnedMask(), most=250))
+        [1, 2, 5, 10, 20, 25]
+    """
+    last = method.n_steps if most is None else min(method.n_steps, max(1, most // method.composites_per_step))
+    return {step for power in range(6) for lead in (1, 2, 5) if (step := lead * 10**power) < last} | {last}
+
+
+def _learn_along(
+    method: LearnedMask,
+    classifier: Classifier,
+    inputs: Tensor,
+    target: Tensor,
+    pool: Tensor,
+    ids: Sequence[str],
+    seed: int,
+    most: int | None,
+) -> dict[int, Tensor]:
+    """Heatmaps `(N, H, W)` after 1, 2, 5, 10, 20, ... steps and the last one: composites spent on a pair -> heatmaps."""
+    wanted = scored_steps(method, most)
+    last = max(wanted)
+
+    def learn(some: Tensor) -> list[Tensor]:
+        found = []
+        for step, logits in enumerate(method.trajectory(classifier, inputs[some], target[some], pool, seed, [ids[i] for i in some]), 1):
+            if step in wanted:
+                found.append(method.heatmaps(logits.half().float(), inputs.shape[-2:]))
+            if step == last:
+                break
+        return found
+
+    size = even_size(len(inputs), pass_size(inputs, method.composites_per_step), inputs.device)
+    parts = list(in_parallel(learn, torch.arange(len(inputs)).split(size), inputs.device))
+    return {step * method.composites_per_step: torch.cat(maps) for step, maps in zip(sorted(wanted), zip(*parts, strict=True), strict=True)}
+
+
+def per_image(measured: pd.DataFrame) -> pd.DataFrame:
+    """Scores an image, the worst over its labels: columns `schedule, seed, image, composites` and those of `SCORES`."""
+    f, g = torch.tensor(measured.f.tolist()), torch.tensor(measured.g.tolist())
+    scored = measured.assign(
+        completeness=completeness(g, f, 0.01).numpy(),
+        soundness=soundness(g, f, 0.001).numpy(),
+        insertion=measured.g.where(measured.predicted),
+    )
+    by = scored.groupby(["schedule", "seed", "image", "composites"])
+    return by.agg(
+        completeness=("completeness", "min"), soundness=("soundness", "min"), insertion=("insertion", "max"), area=("g", "mean")
+    ).reset_index()
+
+
+def compare_schedules(measured: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Paired differences between the ends of two schedules on the same images, for each score, with bootstrap intervals over images.
+
+    A schedule with several seeds counts with their mean. `"equal"` says that the whole interval is within `MARGIN` of 0, `"different"`
+    that all of it is beyond; anything else has too few images to say.
+
+    Args:
+        measured: see `learning_quality`.
+        pairs: schedules to compare: the first minus the second. `"paper/1"` is the seed 1 of the schedule `paper`.
+    """
+    scores = per_image(measured)
+    ends = scores[scores.composites == scores.groupby("schedule").composites.transform("max")]
+    rows = []
+    for one, other in pairs:
+        both = [_mean_over_seeds(ends, name) for name in (one, other)]
+        images = both[0].index.intersection(both[1].index)
+        for score, title in SCORES.items():
+            a, b = (found.loc[images, score].to_numpy() for found in both)
+            difference = paired_comparison(a, b)
+            inside, outside = max(-difference.low, difference.high) <= MARGIN, difference.low > MARGIN or difference.high < -MARGIN
+            verdict = "equal" if inside else "different" if outside else "too few images to say"
+            numbers = [np.nanmean(a), np.nanmean(b), difference.mean, difference.low, difference.high, difference.n]
+            rows.append([one, other, title, *numbers, verdict])
+    names = ["schedule", "reference", "score", "value", "reference_value", "difference", "low", "high", "n", "verdict"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _mean_over_seeds(ends: pd.DataFrame, name: str) -> pd.DataFrame:
+    schedule, _, seed = name.partition("/")
+    chosen = ends[(ends.schedule == schedule) & ((ends.seed == int(seed)) if seed else True)]
+    return chosen.groupby("image")[list(SCORES)].mean()
+
+
+def measured_quality() -> dict[str, pd.DataFrame]:
+    """What was measured at full length for this version: case -> table of `learning_quality` (see `data/measured/README.md`)."""
+    table = pd.read_csv(measured_path("passes_to_quality.csv"))
+    return {str(case): rows.drop(columns="case").reset_index(drop=True) for case, rows in table.groupby("case", sort=False)}
+
+
+def measured_bench(name: str = "bench_cpu.json") -> pd.DataFrame:
+    """What `make bench` measured for this version: a row for each ratio, a column for each net; `attrs["machine"]` says where.
+
+    A cell has the median over rounds, in brackets the extremes, and where there is one the target and whether it was met.
+    """
+    found = json.loads(measured_path(name).read_text())
+    rows = [row for row in found["rows"] if row["unit"] != "composites/s" and "values" in row]
+    cells = pd.DataFrame({"net": [r["case"] for r in rows], "task": [r["task"] for r in rows], "ratio": [r["name"] for r in rows]})
+    cells["found"] = [_with_target(row) for row in rows]
+    table = cells.pivot(index=["task", "ratio"], columns="net", values="found").fillna("")
+    table = table.loc[list(dict.fromkeys(zip(cells.task, cells.ratio, strict=True))), list(dict.fromkeys(cells.net))]
+    where = found["machine"]
+    device = where["cpu"] if where["device"] == "cpu" else where["device"]
+    table.attrs["machine"] = f"{device}, {where['cores']} cores, torch {where['torch']}, commit {where['commit']}, {where['date'][:10]}"
+    return table
+
+
+def _with_target(row: Mapping[str, Any]) -> str:
+    found = short(row["median"])
+    if len(row["values"]) > 1:
+        found += f" [{short(min(row['values']))}, {short(max(row['values']))}]"
+    return found + (f"; {row['target']}: {row['verdict']}" if "target" in row else "")
+
+
+def measured_path(name: str) -> Path:
+    """A file of measured results that the kit ships."""
+    return data_dir() / "measured" / name

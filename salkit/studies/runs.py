@@ -1,0 +1,329 @@
+"""The runs behind the notebooks: what is evaluated on what, at a profile's size; computed once and kept."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from salkit.checks import check_integer
+from salkit.curves import auc
+from salkit.data.files import open_images
+from salkit.data.images import ImageSet, load_distractors
+from salkit.engine.executors import Engine, check_executor, open_engine
+from salkit.engine.identity import describe_experiment
+from salkit.evaluation.evaluate import evaluate, probabilities
+from salkit.evaluation.results import rescore
+from salkit.evaluation.tasks import Part, Source, Table
+from salkit.methods import LearnedMask, SaliencyMethod, masker_training
+from salkit.methods.learned_mask import SCHEDULES
+from salkit.methods.masker import masker_metadata, save_masker
+from salkit.methods.masker_training import make_masker, taps_of, train_masker
+from salkit.models.classifier import Classifier, resolve_device
+from salkit.models.zoo import load_classifier
+from salkit.scores import PROTOCOLS, Protocol
+from salkit.studies.profiles import (
+    CHEAP_ROWS,
+    PAPER_ROWS,
+    SANITY_ROWS,
+    Study,
+    get_profile,
+    masker_recipes,
+    our_methods,
+    picture_methods,
+    table1_methods,
+    tv_sweep_methods,
+)
+from salkit.studies.quality import learning_quality
+from salkit.studies.sanity import STAGES, layer_randomisation
+
+Pick = Callable[[ImageSet, Tensor], tuple[ImageSet, Tensor | None]]
+"""Chooses images and their labels from all images of a study and their probabilities."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What the notebooks compute, at the size of a profile; everything is kept in one store and computed once.
+
+    Args:
+        profile: smoke, demo or paper.
+        seed: of every random draw.
+        device: `"auto"`, or where to compute.
+        output_dir: what the notebooks leave behind; trained maskers are looked for in its `checkpoints`.
+        store: where results are kept; default `output_dir/store`, and without an `output_dir` nowhere.
+        executor: `"serial"`, `"dask"` or the address of a Dask scheduler, see `salkit.engine.executors`.
+        workers: of `"dask"`; None for one a GPU, or one a core.
+        schedule, precision: of mask learning, see `LearnedMask`; empty for the profile's.
+
+    Raises:
+        ValueError: unknown profile, schedule, precision, executor or device, or a seed that is none.
+
+    Example:
+        >>> Runs("smoke").chosen.cifar10.n_images
+        4
+    """
+
+    profile: str
+    seed: int = 0
+    device: str = "auto"
+    output_dir: str | Path | None = None
+    store: str | Path | None = None
+    executor: str = "serial"
+    workers: int | None = None
+    schedule: str = ""
+    precision: str = ""
+
+    def __post_init__(self) -> None:
+        get_profile(self.profile, self.schedule, self.precision)
+        check_executor(self.executor, self.workers)
+        check_integer("seed", self.seed)
+        if self.executor == "serial":
+            resolve_device(self.device)
+
+    @property
+    def chosen(self) -> Any:
+        """The profile."""
+        return get_profile(self.profile, self.schedule, self.precision)
+
+    def tv_sweep(self) -> xr.Dataset:
+        """Evaluate the CIFAR-10 sweep (notebook 02), with curves and heatmaps."""
+        study = self.chosen.cifar10
+        methods = tv_sweep_methods(study, self.chosen.tvs, PROTOCOLS["paper"])
+        return self._evaluate("tv_sweep", study, methods, keep_curves=True, keep_heatmaps=True)
+
+    def table1(self) -> xr.Dataset:
+        """Evaluate all methods of Table 1 (notebooks 03, 04 and 06), with curves, games with blur, and the saliency metric.
+
+        Raises:
+            FileNotFoundError: the profile's classifier has no maskers yet; notebook 00 trains them.
+        """
+        return self._evaluate("table1", self.chosen.imagenette, self._methods(), keep_curves=True, blur_games=True)
+
+    def protocol_grid(self) -> dict[tuple[str, str], xr.Dataset]:
+        """Evaluate our four settings and the cheap rows for each softmax scope and loss (notebook 06), with curves.
+
+        Maps are learned once a (scope, loss), on the first images of Table 1's; the maps of the cheap rows depend on neither, their
+        scores on the scope. What Table 1 has computed is taken from there.
+
+        Returns:
+            (softmax_over, loss) -> evaluation of the same methods and images.
+        """
+        study = self.chosen.imagenette
+        every = self._methods()
+        cheap = {name: every[name] for name in CHEAP_ROWS}
+        names = [*our_methods(study, PROTOCOLS["paper"]), *cheap]
+        grid = {("all", "nll"): self.table1().isel(image=slice(study.grid_images)).sel({"method": names})}
+        for protocol in (Protocol("all", loss="released"), Protocol("labels", loss="nll"), Protocol("labels", loss="released")):
+            learned = self._grid(study, our_methods(study, protocol), protocol)
+            if protocol.softmax_over == "all":
+                rest = grid["all", "nll"].sel({"method": list(cheap)})
+            else:
+                rest = self._grid(study, cheap, replace(protocol, loss="nll"), "cheap")
+            shared = ["prob", "prediction", "insertion_auc", "insertion_curve"]
+            grid[protocol.softmax_over, protocol.loss] = _joined([learned[shared], rest[shared]])
+        return grid
+
+    def table1_under(self, protocol: Protocol) -> xr.Dataset:
+        """The paper's eleven rows of Table 1 under another protocol; on the grid's images where maps or probabilities depend on it."""
+        table1 = self.table1()
+        scope, rule = (protocol.softmax_over, protocol.loss), protocol.auc_rule
+        if scope == ("all", "nll"):
+            result = table1
+        else:
+            grid, every = self.protocol_grid()[scope], self._methods(protocol)
+            rest = {name: every[name] for name in ("iGOS++", "Fong and Vedaldi")}
+            more = self._grid(self.chosen.imagenette, rest, replace(protocol, loss="nll"), "slow")
+            result = _joined([grid, more[list(grid.data_vars)]])
+        curves = torch.from_numpy(result.insertion_curve.transpose("method", "image", "label", "kept").values)
+        areas = result.insertion_auc.transpose("method", "image", "label").copy(data=auc(curves, rule).numpy())
+        rows = [name for name in table1.method.values if name in result.method.values and name in PAPER_ROWS]
+        return rescore(result.assign(insertion_auc=areas), protocol).sel({"method": rows})
+
+    def two_labels(self, *, picture: bool = False) -> xr.Dataset:
+        """Evaluate methods on the images with the most probable second-best class, for their two best classes each.
+
+        Many images and all methods of Table 1 measure best effort (Figure 4, right) where no label of the list but the true one is
+        plausible; with `picture` it is the first image, three methods and their heatmaps (Figure 2).
+        """
+        study = replace(self.chosen.imagenette, labels=None, held_out=0)
+        methods = self._methods()
+        if picture:
+            methods = picture_methods(study, PROTOCOLS["paper"], "Ours", "Ours (TV=0.001)", "Ours (cheating)")
+
+        def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, Tensor]:
+            top = prob.topk(2)
+            second = top.values[:, 1].argsort(descending=True)[: 1 if picture else study.own_label_images]
+            return images.subset(second), top.indices[second]
+
+        return self._evaluate("figure2" if picture else "two_labels", study, methods, pick, keep_heatmaps=picture)
+
+    def gallery(self) -> xr.Dataset:
+        """Evaluate the paper's method for every label of the image with the most confident prediction."""
+        study = replace(self.chosen.imagenette, held_out=0)
+        ours = picture_methods(study, PROTOCOLS["paper"], "Ours")
+
+        def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, None]:
+            return images.subset([int(prob.amax(1).argmax())]), None
+
+        return self._evaluate("gallery", study, ours, pick, keep_heatmaps=True)
+
+    def sanity(self) -> xr.Dataset:
+        """Layer randomisation (notebook 05): ours and two cheap methods, both ways, on a few images."""
+        study, protocol = self.chosen.imagenette, PROTOCOLS["paper"]
+        every = self._methods()
+        methods = {name: every[name] for name in SANITY_ROWS}
+        classifier = load_classifier(study.classifier, study.labels, protocol.softmax_over)
+        images = study.images()
+        images = images.sample(min(study.sanity_images, len(images)), self.seed)
+        pool = load_distractors(study.data, n=study.pool, seed=self.seed)
+        with self._engine() as engine:
+            return layer_randomisation(
+                *(classifier, STAGES[study.classifier], images, methods),
+                distractors=pool,
+                seed=self.seed,
+                device=self.device,
+                engine=engine,
+            )
+
+    def schedules(self) -> dict[str, pd.DataFrame]:
+        """Scores along the learning of both schedules, for a few images of each study (notebook 07): data set -> `learning_quality`."""
+        found = {}
+        for study, scale in ((self.chosen.cifar10, 1), (self.chosen.imagenette, 4)):
+            every, (n, labels_per_image, most) = study.images(), study.followed
+            found[study.data] = self.table(
+                learning_quality,
+                classifier=load_classifier(study.classifier, study.labels, "all", self.device),
+                images=every.sample(min(n, len(every)), self.seed),
+                pool=load_distractors(study.data, n=study.pool, seed=self.seed),
+                methods={name: LearnedMask(scale, l1=study.l1, schedule=name) for name in SCHEDULES},
+                labels_per_image=labels_per_image,
+                n_points=study.followed_points,
+                seed=self.seed,
+                most=most,
+            )
+        return found
+
+    def table(self, function: Callable[..., pd.DataFrame], **settings: Any) -> pd.DataFrame:
+        """The table that a function makes of these settings, kept like everything else (notebook 01).
+
+        Example:
+            >>> from salkit.studies import theory_study
+            >>> Runs("smoke").table(theory_study.theorem_lengths, ds=[1000], margins=[0.2], delta=0.05).L1.item()
+            150
+        """
+        needed = [m for m in vars(inspect.getmodule(function)).values() if inspect.ismodule(m) and m.__name__.startswith("salkit.")]
+        about = describe_experiment("table", function.__name__, 1, needed, function=function, settings=settings)
+        nothing = torch.zeros(0, 3, 1, 1)
+        with self._engine() as engine:
+            part, source = Part(about, Table(function, settings)), Source(Classifier(nn.Identity()), nothing, (), nothing)
+            replace(engine, executor="serial", strict=True, show_progress=False).run([part], [source])
+            engine.store.keep_experiments(function.__name__, [about.key])
+            columns = {name: values[0] for name, values in engine.store.read(about.key).items()}
+        return pd.DataFrame({name: columns[name] for name in columns["columns"]})
+
+    def train_maskers(self) -> pd.DataFrame:
+        """Train the maskers of the ImageNet classifier (notebook 00) and keep them under `output_dir/checkpoints`.
+
+        A training that was stopped goes on where it was; one that is done is not repeated. `paper` trains on Imagenette's training images,
+        the other profiles show the training on the packaged images outside the label list (the maskers they use are shipped).
+
+        Returns:
+            The learning curves: column `masker`, and those of `train_masker`.
+        """
+        study = self.chosen.imagenette
+        folder = self._checkpoints or Path(tempfile.mkdtemp()) / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        files = open_images(study.data, split="train")
+        if study.preset == "fast":
+            files = files.subset([i for i, label in enumerate(files.labels) if label not in (study.labels or ())])
+        curves = []
+        for name, recipe in masker_recipes(study).items():
+            recipe = replace(recipe, seed=self.seed)
+            settings = {"recipe": recipe, "classifier": study.classifier, "data": study.data}
+            key = describe_experiment("masker", name, 1, [masker_training], **settings).key
+            path = folder / f"{name}-{study.classifier}.safetensors"
+            if not path.is_file() or masker_metadata(path).get("settings_key") != key:
+                classifier = load_classifier(study.classifier, device=resolve_device(self.device))
+                held_out = study.images()
+                held_out = held_out.sample(min(200, len(held_out)), self.seed)
+                masker = make_masker(classifier, taps_of(study.classifier), recipe, held_out.images.shape[-1])
+                log = train_masker(masker, classifier, files, held_out, recipe, state_path=folder / f"{name}-{key}.state")
+                trained = {"classifier": study.classifier, "recipe": asdict(recipe), "n_train": len(files.ids), "n_val": len(held_out)}
+                save_masker(masker, path, trained | {"log": log, "settings_key": key})
+            curves.append(pd.DataFrame(masker_metadata(path)["log"]).assign(masker=name))
+        return pd.concat(curves, ignore_index=True)
+
+    @property
+    def _checkpoints(self) -> Path | None:
+        return None if self.output_dir is None else Path(self.output_dir) / "checkpoints"
+
+    @contextmanager
+    def _engine(self) -> Iterator[Engine]:
+        kept = self.store or (None if self.output_dir is None else Path(self.output_dir) / "store")
+        with open_engine(kept, self.executor, self.workers) as engine:
+            yield engine
+
+    def _methods(self, protocol: Protocol = PROTOCOLS["paper"], **settings: object) -> dict[str, SaliencyMethod]:
+        return table1_methods(self.chosen.imagenette, protocol, self._checkpoints, **settings)
+
+    def _grid(self, study: Study, methods: dict[str, SaliencyMethod], protocol: Protocol, rows: str = "ours") -> xr.Dataset:
+        """Methods under another protocol, on the first images of Table 1's sample."""
+
+        def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, None]:
+            sample = images.sample(min(study.n_images, len(images)), self.seed)
+            return sample.subset(range(min(study.grid_images, len(sample)))), None
+
+        name = f"grid_{protocol.softmax_over}_{protocol.loss}_{rows}"
+        return self._evaluate(name, replace(study, held_out=0), methods, pick, protocol, keep_curves=True)
+
+    def _evaluate(
+        self,
+        name: str,
+        study: Study,
+        methods: dict[str, SaliencyMethod],
+        pick: Pick | None = None,
+        protocol: Protocol = PROTOCOLS["paper"],
+        **kept: bool,
+    ) -> xr.Dataset:
+        """Evaluate methods at a study's size, on a sample with all labels or on what `pick` chooses."""
+        classifier = load_classifier(study.classifier, study.labels, protocol.softmax_over)
+        images, targets, held_out = study.images(), None, None
+        with self._engine() as engine:
+            if pick is None:
+                images, rest = images.split(min(study.n_images, len(images)), self.seed)
+                held_out = rest.sample(min(study.held_out, len(rest)), self.seed) if study.held_out and len(rest) else None
+            else:
+                images, targets = pick(images, probabilities(classifier, images, engine, self.device))
+            result = evaluate(
+                classifier,
+                images,
+                methods,
+                targets=targets,
+                distractors=load_distractors(study.data, n=study.pool, seed=self.seed),
+                protocol=protocol,
+                n_steps=study.n_points,
+                held_out=held_out,
+                seed=self.seed,
+                images_per_batch=study.images_per_batch,
+                device=self.device,
+                store=engine.store,
+                name=name,
+                executor=self.executor,
+                workers=self.workers,
+                **kept,  # type: ignore[arg-type]
+            )
+        return result.assign_attrs(data=study.data, classifier=study.classifier)
+
+
+def _joined(parts: list[xr.Dataset]) -> xr.Dataset:
+    """Evaluations of different methods on the same images as one."""
+    return xr.concat(parts, "method", data_vars="minimal", coords="minimal", compat="override", join="override", combine_attrs="override")

@@ -1,0 +1,250 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from salkit import data
+from salkit.data import ImageSet, load_distractors, load_images
+from salkit.data import files as image_files
+from salkit.data.files import open_images
+
+
+def write_image(path, color, size=(32, 32)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+
+
+def test_packaged_samples():
+    cifar, imagenet = load_images("cifar10-samples"), load_images("imagenet-samples")
+    assert cifar.images.shape == (20, 3, 32, 32)
+    assert imagenet.images.shape == (20, 3, 224, 224)
+    assert cifar.ids[0] == "cifar10_00_3"
+    assert cifar.class_names[cifar.labels[0]] == "cat"
+    assert imagenet.class_names[imagenet.labels[0]] == "bull mastiff"
+    assert cifar.images.dtype == torch.float32
+    assert cifar.labels.dtype == torch.int64
+
+
+def test_normalisation_is_undone_by_pixels():
+    cifar = load_images("cifar10-samples")
+    pixels = cifar.pixels()
+    assert pixels.shape == (20, 32, 32, 3)
+    byte = pixels * 255
+    torch.testing.assert_close(byte, byte.round(), atol=1e-3, rtol=0)
+    gray = data.denormalise(torch.zeros(1, 3, 2, 2), cifar.mean, cifar.std)[0, 0, 0]
+    torch.testing.assert_close(gray, torch.tensor(cifar.mean))
+
+
+def test_sampling_and_splits():
+    cifar = load_images("cifar10-samples")
+    chosen = cifar.sample(5, seed=1)
+    assert chosen.ids == cifar.sample(5, seed=1).ids != cifar.sample(5, seed=2).ids
+    assert load_images("cifar10-samples", n=5, seed=1).ids == chosen.ids, "drawn before or after decoding, the same images"
+    torch.testing.assert_close(chosen.images, cifar.images[[cifar.ids.index(i) for i in chosen.ids]])
+    first, rest = cifar.split(8)
+    assert len(first) == 8
+    assert set(first.ids) | set(rest.ids) == set(cifar.ids)
+    assert not set(first.ids) & set(rest.ids)
+    only = cifar.with_labels([0, 9])
+    assert set(only.labels.tolist()) == {0, 9}
+    with pytest.raises(ValueError, match="n: expected 1 to 20 images, got 21"):
+        cifar.sample(21)
+
+
+def test_folder_of_cifar10_classes(tmp_path):
+    write_image(tmp_path / "ship" / "a.png", "red")
+    write_image(tmp_path / "cat" / "b.jpg", "blue")
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    images = load_images(f"folder:{tmp_path}", preprocessing="cifar10")
+    assert images.ids == ("cat/b.jpg", "ship/a.png")
+    assert images.labels.tolist() == [3, 8]
+    assert images.class_names == image_files.CIFAR10_CLASSES
+
+
+def test_folder_with_classes_of_its_own_and_without(tmp_path):
+    write_image(tmp_path / "own" / "zebra" / "a.png", "red", (300, 260))
+    write_image(tmp_path / "own" / "apple" / "a.png", "red", (260, 300))
+    own = load_images(f"folder:{tmp_path}/own")
+    assert own.images.shape == (2, 3, 224, 224)
+    assert own.class_names == ("apple", "zebra")
+    assert own.labels.tolist() == [0, 1]
+    write_image(tmp_path / "flat" / "a.png", "red")
+    assert load_images(f"folder:{tmp_path}/flat").labels.tolist() == [-1]
+
+
+def test_folder_with_imagenette_names(tmp_path):
+    write_image(tmp_path / "n01440764" / "a.png", "red")
+    write_image(tmp_path / "n03888257" / "a.png", "red")
+    images = load_images(f"folder:{tmp_path}")
+    assert images.labels.tolist() == [0, 701]
+    assert images.class_names[701] == "parachute"
+
+
+def palette_image():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    return image
+
+
+def bytes_image(mode, *values):
+    return Image.frombytes(mode, (2, 1), bytes(values))
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "settings", "pixels"),
+    [
+        ("a.png", bytes_image("RGB", 1, 2, 3, 4, 5, 6), {}, [[1, 2, 3], [4, 5, 6]]),
+        ("a.png", bytes_image("L", 0, 200), {}, [[0] * 3, [200] * 3]),
+        ("a.png", bytes_image("L", 0, 200), {"transparency": 200}, [[0] * 3, [200] * 3]),
+        ("a.png", bytes_image("LA", 7, 255, 200, 0), {}, [[7] * 3, [200] * 3]),
+        ("a.png", bytes_image("RGBA", 1, 2, 3, 255, 4, 5, 6, 0), {}, [[1, 2, 3], [4, 5, 6]]),
+        ("a.png", Image.frombytes("1", (2, 1), b"\x40"), {}, [[0] * 3, [255] * 3]),
+        ("a.png", palette_image(), {}, [[10, 20, 30], [40, 50, 60]]),
+        ("a.png", palette_image(), {"transparency": 1}, [[10, 20, 30], [40, 50, 60]]),
+        ("a.png", palette_image(), {"transparency": bytes([0, 128])}, [[10, 20, 30], [40, 50, 60]]),
+        # Ink: 255 - C where there is no black, 0 where there is only black.
+        ("a.tif", bytes_image("CMYK", 255, 0, 100, 0, 0, 0, 0, 255), {}, [[0, 255, 155], [0, 0, 0]]),
+        # 65535 is white, 32767 half of it; 128 of 65535 is nearer to 0 than to 1 of 255, 129 is not.
+        ("a.png", bytes_image("I;16", 255, 255, 255, 127), {}, [[255] * 3, [127] * 3]),
+        ("a.tif", bytes_image("I;16", 128, 0, 129, 0), {}, [[0] * 3, [1] * 3]),
+        ("a.tif", bytes_image("I;16B", 255, 255, 128, 128), {}, [[255] * 3, [128] * 3]),
+        ("a.webp", bytes_image("RGBA", 1, 2, 3, 255, 4, 5, 6, 0), {"lossless": True, "exact": True}, [[1, 2, 3], [4, 5, 6]]),
+        ("a.bmp", bytes_image("RGB", 1, 2, 3, 4, 5, 6), {}, [[1, 2, 3], [4, 5, 6]]),
+        ("a.png", bytes_image("L", 0, 9), {"save_all": True, "append_images": [bytes_image("L", 50, 60)]}, [[0] * 3, [9] * 3]),
+        ("a.tif", bytes_image("L", 0, 9), {"save_all": True, "append_images": [bytes_image("L", 50, 60)]}, [[0] * 3, [9] * 3]),
+    ],
+)
+def test_pixels_of_every_mode_by_hand(tmp_path, name, image, settings, pixels):
+    image.save(tmp_path / name, **settings)
+    opened = open_images(f"folder:{tmp_path}").open(0)
+    assert opened.mode == "RGB"
+    assert np.asarray(opened).tolist() == [pixels]
+
+
+def test_cmyk_jpeg(tmp_path):
+    Image.new("CMYK", (32, 32), (255, 0, 0, 0)).save(tmp_path / "a.jpg", quality=100)
+    np.testing.assert_allclose(np.asarray(open_images(f"folder:{tmp_path}").open(0))[0, 0], [0, 255, 255], atol=2)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.png", "RGB"), ("a.jpg", "L"), ("a.tif", "I;16"), ("a.webp", "RGB")])
+def test_images_stand_upright(tmp_path, name, mode):
+    image = Image.new(mode, (32, 16))
+    image.paste({"RGB": (255, 255, 255), "L": 255, "I;16": 65535}[mode], (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned right by a quarter: the left half becomes the upper one
+    image.save(tmp_path / name, exif=exif)
+    pixels = np.asarray(open_images(f"folder:{tmp_path}").open(0))
+    assert pixels.shape == (32, 16, 3)
+    assert pixels[:14].min() > 250
+    assert pixels[18:].max() < 5
+
+
+def test_broken_exif_is_no_reason_to_refuse(tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0broken")
+    assert open_images(f"folder:{tmp_path}").open(0).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_of_unknown_range_are_refused(tmp_path, mode):
+    Image.new(mode, (32, 32), 1000).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=rf"a.tif: expected an image .* 8 or 16 bits a channel, got mode '{mode}'"):
+        load_images(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.webp", "a.tif"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+def test_truncated_files_are_named(tmp_path, name, share):
+    path = tmp_path / name
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=rf"{path}: expected an image"):
+        load_images(f"folder:{tmp_path}")
+
+
+def test_damaged_files_and_what_is_no_image_are_named(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path}: expected an image in one piece"):
+        load_images(f"folder:{tmp_path}")
+    path.write_text("a text")
+    with pytest.raises(ValueError, match=rf"{path}: expected an image, got none PIL knows"):
+        load_images(f"folder:{tmp_path}")
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{path}: expected an image, got an empty file"):
+        load_images(f"folder:{tmp_path}")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FileNotFoundError, match="folder: expected images"):
+        load_images(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("times", [1.5, 3])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bombs_are_refused(tmp_path, monkeypatch, times):
+    Image.new("L", (100, 100)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(10_000 / times))
+    with pytest.raises(ValueError, match=r"a.png: expected an image .*, got .*pixels"):
+        load_images(f"folder:{tmp_path}")
+
+
+def test_a_file_that_vanished_keeps_its_own_error(tmp_path):
+    write_image(tmp_path / "a.png", "red")
+    files = open_images(f"folder:{tmp_path}")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.png"):
+        files.open(0)
+
+
+def test_more_images_than_a_folder_has(tmp_path):
+    write_image(tmp_path / "a.png", "red")
+    for n in (2, 0, -1):
+        with pytest.raises(ValueError, match=f"n: expected 1 to 1 images, got {n}"):
+            load_images(f"folder:{tmp_path}", n=n)
+
+
+def test_distractors_of_samples_are_the_samples():
+    assert load_distractors("cifar10-samples").ids == load_images("cifar10-samples").ids
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"name: expected one of .* got 'mnist'"):
+        load_images("mnist")
+    with pytest.raises(ValueError, match="split: expected 'train' or 'test', got 'val'"):
+        load_images("cifar10", split="val")
+    with pytest.raises(ValueError, match="preprocessing: expected one of"):
+        load_images(f"folder:{tmp_path}", preprocessing="mnist")
+    with pytest.raises(FileNotFoundError, match="folder: expected a folder of images"):
+        load_images(f"folder:{tmp_path}/missing")
+    with pytest.raises(FileNotFoundError, match="folder: expected images"):
+        load_images(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenette"])
+def test_a_missing_download_says_what_to_put_where(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=f"is not in {tmp_path} .*copy"):
+        load_images(name, root=tmp_path, download=False)
+
+
+def test_image_sets_check_themselves():
+    images = torch.zeros(2, 3, 4, 4)
+    fields = (("a", "b"), ("x",), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(ValueError, match=r"images: expected shape \(2, 3, H, W\)"):
+        ImageSet(images[:1], torch.zeros(2, dtype=torch.int64), *fields)
+    for dtype in (torch.uint8, torch.float16, torch.int64, torch.complex64):
+        with pytest.raises(ValueError, match=f"images: expected float32 or float64, got {dtype}"):
+            ImageSet(images.to(dtype), torch.zeros(2, dtype=torch.int64), *fields)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        wrong = images.clone()
+        wrong[1, 2, 3, 0] = value
+        with pytest.raises(ValueError, match=r"images: expected finite values, got NaN or infinity in 1 of 2 images, first 'b'"):
+            ImageSet(wrong, torch.zeros(2, dtype=torch.int64), *fields)
+    assert len(ImageSet(images.double(), torch.zeros(2, dtype=torch.int64), *fields).subset([])) == 0
+    with pytest.raises(ValueError, match=r"labels: expected shape \(2,\)"):
+        ImageSet(images, torch.zeros(3, dtype=torch.int64), *fields)
+    with pytest.raises(ValueError, match="ids: expected unique names"):
+        ImageSet(images, torch.zeros(2, dtype=torch.int64), ("a", "a"), *fields[1:])

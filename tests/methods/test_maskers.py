@@ -1,0 +1,719 @@
+"""Masker networks: what they learn, their losses by hand, training that can be cut short, checkpoints."""
+
+import json
+import math
+import os
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from salkit.data import ImageSet
+from salkit.data.files import ImageFiles, data_dir
+from salkit.methods import DabkowskiGal, Phang
+from salkit.methods.dabkowski_gal import DabkowskiGalNet, _margin
+from salkit.methods.masker import bordered_variation, load_masker, masker_metadata, masker_path, save_masker
+from salkit.methods.masker_training import Batches, MaskerRecipe, Stage, make_masker, measure, stages, taps_of, train_masker
+from salkit.methods.phang import PhangNet
+from salkit.models import FEATURE_TAPS, Classifier, load_classifier
+
+TAPS = ("fine", "coarse")
+
+
+class Window(nn.Module):
+    """Keeps the upper left quadrant of a feature map."""
+
+    def forward(self, features):
+        height, width = (side // 2 for side in features.shape[-2:])
+        return F.pad(features[..., :height, :width], (0, width, 0, height))
+
+
+class ColourNet(nn.Module):
+    """Three classes: the colour of the upper left quadrant; the features of its two stages are the colours at 16 and at 8 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        colours = [nn.Conv2d(3, 3, 2, stride=2, bias=False) for _ in range(2)]
+        for conv in colours:
+            conv.weight.data.copy_(torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 2, 2) / 4)
+        self.fine = nn.Sequential(colours[0], nn.ReLU())
+        self.coarse = nn.Sequential(colours[1], Window(), nn.ReLU())
+        self.last = nn.Linear(3, 3, bias=False)
+        self.last.weight.data.copy_(40 * torch.eye(3))
+
+    def forward(self, inputs):
+        return self.last(self.coarse(self.fine(inputs)).mean((2, 3)))
+
+
+@pytest.fixture
+def colours():
+    return Classifier(ColourNet())
+
+
+def patches(n, generator):
+    """Images whose four quadrants have a patch of a random colour each, and the colour (class) of the first."""
+    kinds = torch.randint(3, (n, 2, 2), generator=generator)
+    patch = F.one_hot(kinds, 3).permute(0, 3, 1, 2).float()
+    grid = F.pad(patch.repeat_interleave(8, 2).repeat_interleave(8, 3).view(n, 3, 2, 8, 2, 8), (4, 4, 0, 0, 4, 4)).reshape(n, 3, 32, 32)
+    return grid + 0.05 * torch.randn(n, 3, 32, 32, generator=generator), kinds[:, 0, 0]
+
+
+@pytest.fixture
+def tiny_set():
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, size=(10, 32, 32, 3), dtype=np.uint8)
+    labels = [i % 3 for i in range(10)]
+    return ImageFiles([f"image {i}" for i in range(10)], labels, lambda i: Image.fromarray(pixels[i]), ("red", "green", "blue"), "cifar10")
+
+
+@pytest.fixture
+def held_out():
+    inputs, labels = patches(5, torch.Generator().manual_seed(9))
+    return ImageSet(inputs, labels, tuple("abcde"), ("red", "green", "blue"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def recipe_of(kind, **more):
+    images = (24, 32) if kind == "dabkowski_gal" else (40,)
+    return MaskerRecipe(kind, **{"widths": (4,), "images": images, "batch_size": 4, "eval_every": 3} | more)
+
+
+def new_masker(kind, classifier, **more):
+    return make_masker(classifier, TAPS, recipe_of(kind, **more), side=32)
+
+
+# --- What they learn ------------------------------------------------------------------------------------------------------------------
+
+
+def learn(masker, classifier, lr, n_steps, area_ramp):
+    """Plain Adam on synthetic images: the kit's own random crops would move the quadrant."""
+    generator = torch.Generator().manual_seed(0)
+    for phase, steps in zip(masker.phases(), n_steps, strict=True):
+        adam = torch.optim.Adam(phase.parameters, lr)
+        for step in range(steps):
+            inputs, labels = patches(24, generator)
+            area = min(1.0, (step + 1) / (area_ramp * steps)) if area_ramp else 1.0
+            masker.train()
+            loss = masker.loss(phase.name, classifier, inputs, labels, generator, area)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+
+
+# The initial weights of Phang's last layer saturate the sigmoid; from seed 0 the masks start, and stay, empty where the patch is.
+@pytest.mark.parametrize(("kind", "seed"), [("dabkowski_gal", 0), ("phang", 2), ("phang-conditional", 1)])
+def test_maskers_learn_where_the_net_looks(colours, kind, seed):
+    source, conditional = kind.split("-")[0], kind.endswith("conditional")
+    masker = new_masker(source, colours, class_conditional=conditional, widths=(8,), seed=seed)
+    if source == "dabkowski_gal":
+        learn(masker, colours, 1e-2, (60, 100), 0.5)
+    else:
+        learn(masker, colours, 3e-3, (60,), 0.0)
+    method = DabkowskiGal(masker, confidence=0.0) if source == "dabkowski_gal" else Phang(masker, class_conditional=conditional)
+    inputs, labels = patches(40, torch.Generator().manual_seed(99))
+    assert (colours(inputs).argmax(1) == labels).all()
+    heatmaps = method.attribute(colours, inputs, labels)
+    patch = heatmaps[:, 4:12, 4:12].mean((1, 2))
+    others = torch.stack([heatmaps[:, y : y + 8, x : x + 8].mean((1, 2)) for y, x in ((4, 20), (20, 4), (20, 20))]).amax(0)
+    assert (patch > others).float().mean() > 0.9
+    assert patch.mean() > others.mean() + 0.2, "the patch that decides the class, and none of the three like it"
+    # Polarity: what the map calls salient keeps the class, the rest does not.
+    keep, drop = ((colours(inputs * m[:, None])[torch.arange(40), labels]).exp().mean() for m in (heatmaps, 1 - heatmaps))
+    assert keep > drop + 0.1
+    found = measure(masker, colours, ImageSet(inputs, labels, tuple(map(str, range(40))), ("r", "g", "b"), (0.0,) * 3, (1.0,) * 3))
+    assert found["kept"] == pytest.approx(keep.item(), abs=1e-5)
+    assert found["removed"] == pytest.approx(drop.item(), abs=1e-5)
+    assert found["area"] == pytest.approx(heatmaps.mean().item(), abs=1e-5)
+    false = method.attribute(colours, inputs, labels.roll(1))
+    assert found["area_false"] == pytest.approx(false.mean().item(), abs=1e-5)
+    if source == "dabkowski_gal":
+        # False classes are asked for in training, too: their masks shall not show the true class.
+        differs = labels != labels.roll(1)
+        assert false[differs][:, 4:12, 4:12].mean() < heatmaps[differs][:, 4:12, 4:12].mean() - 0.2
+
+
+# --- Training -------------------------------------------------------------------------------------------------------------------------
+
+
+def drop_seconds(log):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in log]
+
+
+@pytest.mark.parametrize(("kind", "opened"), [("dabkowski_gal", 18), ("dabkowski_gal", 47), ("phang", 30), ("phang", 3)])
+def test_training_that_was_cut_short_goes_on_as_if_nothing_had_been(tmp_path, colours, tiny_set, held_out, kind, opened):
+    recipe = recipe_of(kind, area_ramp=0.5)
+    undisturbed = new_masker(kind, colours)
+    log = train_masker(undisturbed, colours, tiny_set, held_out, recipe, show_progress=False)
+    calls = []
+
+    def fail(i):
+        calls.append(i)
+        if len(calls) > opened:
+            raise KeyboardInterrupt
+        return tiny_set.open(i)
+
+    state = tmp_path / "state.pt"
+    failing = ImageFiles(tiny_set.ids, tiny_set.labels, fail, tiny_set.class_names, "cifar10")
+    with pytest.raises(KeyboardInterrupt):
+        train_masker(new_masker(kind, colours), colours, failing, held_out, recipe, state_path=state, show_progress=False)
+    # After 3 images of 4 the first measurement has not been made: training starts anew.
+    assert state.exists() == (opened > 12)
+    resumed = new_masker(kind, colours, seed=1 if opened > 12 else 0)  # what it starts from is overwritten by the state
+    again = train_masker(resumed, colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
+    # The same numbers in the same order: equal but for what is rounded differently after a reload.
+    for name, value in undisturbed.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, atol=1e-6, rtol=1e-5)
+    for row, expected in zip(drop_seconds(again), drop_seconds(log), strict=True):
+        assert row.keys() == expected.keys()
+        for key, value in expected.items():
+            assert row[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5, abs=1e-6))
+    assert all(a["seconds"] < b["seconds"] for a, b in pairwise(again))
+    fresh = new_masker(kind, colours)
+    assert any(not torch.equal(a, b) for a, b in zip(fresh.parameters(), undisturbed.parameters(), strict=True)), "something was learned"
+    once_more = train_masker(new_masker(kind, colours), colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
+    assert once_more == again, "a finished training is not begun again"
+
+
+def test_a_state_that_cannot_be_gone_on_from_is_named(tmp_path, colours, tiny_set, held_out):
+    state, recipe = tmp_path / "state.pt", recipe_of("phang")
+    train_masker(new_masker("phang", colours), colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
+    with pytest.raises(ValueError, match=rf"{state}: expected the weights of a DabkowskiGalNet .* got others"):
+        train_masker(new_masker("dabkowski_gal", colours), colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
+    state.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"state_path: .* delete it to train from the start"):
+        train_masker(new_masker("phang", colours), colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
+
+
+def test_a_header_that_does_not_fit_is_named(tmp_path, colours):
+    path, masker = tmp_path / "masker.safetensors", new_masker("phang", colours)
+    state = {k: v.contiguous() for k, v in masker.state_dict().items()}
+    for settings, message in (
+        ("{", r"masker: expected a header of JSON, got .*masker.safetensors, where"),
+        ('{"depth": 3}', r"masker: expected the settings of 'phang' in .*masker.safetensors, got \{'depth': 3\}"),
+        (json.dumps(masker.settings | {"channels": [1, 1]}), r"masker.safetensors: expected the weights of a PhangNet .*other shapes"),
+    ):
+        save_file(state, path, {"kind": '"phang"', "settings": settings})
+        os.utime(path, ns=(0, len(settings)))  # another time, as a file written later would have
+        with pytest.raises(ValueError, match=message):
+            load_masker(path)
+
+
+def test_learning_curve_and_phases(colours, tiny_set, held_out):
+    masker = new_masker("dabkowski_gal", colours)
+    before = {k: v.clone() for k, v in masker.state_dict().items()}
+    parameters = {k: v.clone() for k, v in colours.state_dict().items()}
+    recipe = recipe_of("dabkowski_gal", images=(24, 4))
+    log = train_masker(masker, colours, tiny_set, held_out, recipe, show_progress=False)
+    keys = {"phase", "step", "images", "loss", "seconds", "area", "area_false", "whole", "kept", "removed"}
+    assert all(row.keys() == keys for row in log)
+    assert [(row["phase"], row["step"], row["images"]) for row in log] == [("embedding", 3, 12), ("embedding", 6, 24), ("masks", 1, 28)]
+    assert all(0 <= row[name] <= 1 for row in log for name in ("area", "area_false", "whole", "kept", "removed"))
+    # The held-out images are what `measure` is about.
+    true_class = colours(held_out.images)[torch.arange(5), held_out.labels].exp().mean().item()
+    assert log[0]["whole"] == pytest.approx(true_class, abs=1e-6)
+    assert not masker.training
+    assert all(torch.equal(v, parameters[k]) for k, v in colours.state_dict().items()), "the classifier stays as it is"
+    assert not torch.equal(masker.embedding.weight, before["embedding.weight"])
+    # Phase by phase: one step over the masks moves each of their parameters by at most the rate, and leaves the embedding.
+    embedding_only = new_masker("dabkowski_gal", colours)
+    moved = [k for k, v in masker.named_parameters() if not torch.equal(v, before[k])]
+    assert "head.weight" in moved
+    assert all((v - before[k]).abs().max() < 1.01e-3 for k, v in masker.named_parameters() if k != "embedding.weight")
+    train_masker(embedding_only, colours, tiny_set, held_out, recipe_of("dabkowski_gal", images=(24, 8)), show_progress=False)
+    assert torch.equal(embedding_only.embedding.weight, masker.embedding.weight), "the second phase leaves the embedding alone"
+
+
+def test_training_needs_labelled_images(colours, tiny_set, held_out):
+    for labels, ids in (([0, -1], ["a", "b"]), ([], [])):
+        files = ImageFiles(ids, labels, tiny_set.open, tiny_set.class_names, "cifar10")
+        with pytest.raises(ValueError, match="train: expected at least one image, all of them labelled"):
+            train_masker(new_masker("phang", colours), colours, files, held_out, recipe_of("phang"), show_progress=False)
+
+
+def test_stages_scale_the_sources_schedule(colours):
+    dabkowski_gal, phang = new_masker("dabkowski_gal", colours), new_masker("phang", colours)
+    assert stages(dabkowski_gal, MaskerRecipe("dabkowski_gal")) == [
+        Stage("embedding", 128, 8500, 4000),
+        Stage("masks", 64, 3000, 1_000_000),
+    ]
+    steps = 3558  # a fifth of 1 281 167 images in batches of 72
+    assert stages(phang, MaskerRecipe("phang")) == [Stage("masks", 72, 60 * steps, 20 * steps)]
+    assert stages(phang, MaskerRecipe("phang", images=(7_200,))) == [Stage("masks", 72, 100, 33)]
+    # 85 of 8500 steps: the rate falls after 40 instead of 4000.
+    assert stages(dabkowski_gal, MaskerRecipe("dabkowski_gal", images=(859, 5), batch_size=10)) == [
+        Stage("embedding", 10, 85, 40),
+        Stage("masks", 10, 1, 333),
+    ]
+    for images in ((10,), (10, 0), (1, 2, 3)):
+        with pytest.raises(ValueError, match=r"images: expected a number >= 1 for each phase \['embedding', 'masks'\]"):
+            stages(dabkowski_gal, MaskerRecipe("dabkowski_gal", images=images))
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_batches_are_the_same_whatever_step_they_start_from(tiny_set, size):
+    stage, recipe = Stage("masks", 4, 8, 8), recipe_of("phang", size=size)
+    torch.manual_seed(5)
+    whole = Batches(tiny_set, stage, recipe, range(8))
+    torch.manual_seed(6)
+    late = Batches(tiny_set, stage, recipe, range(5, 8))
+    assert len(late) == 3
+    for i in range(3):
+        for a, b in zip(late[i], whole[5 + i], strict=True):
+            assert torch.equal(a, b)
+    images, labels = whole[0]
+    assert images.shape == (4, 3, size or 32, size or 32)
+    assert images.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    assert not torch.equal(whole[0][0], Batches(tiny_set, stage, recipe_of("phang", seed=1), range(8))[0][0])
+
+
+def test_every_epoch_is_a_permutation(tiny_set):
+    opened = []
+
+    def note(i):
+        opened.append(i)
+        return tiny_set.open(i)
+
+    files = ImageFiles(tiny_set.ids, tiny_set.labels, note, tiny_set.class_names, "cifar10")
+    batches = Batches(files, Stage("masks", 4, 10, 10), recipe_of("phang"), range(10))
+    labels = torch.cat([batches[i][1] for i in range(10)])
+    # 40 images are four epochs of ten, whose borders fall inside batches.
+    epochs = [opened[10 * e : 10 * (e + 1)] for e in range(4)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert labels.tolist() == [tiny_set.labels[i] for i in opened]
+
+
+def test_crops_are_normalised_and_as_large_as_the_source_has_them():
+    # A white image stays white whatever the crop: (1 - mean) / std.
+    files = ImageFiles(["white"], [0], lambda i: Image.new("RGB", (50, 40), "white"), ("only",), "cifar10")
+    images, _ = Batches(files, Stage("masks", 2, 1, 1), recipe_of("phang"), range(1))[0]
+    expected = torch.tensor([(1 - 0.4914) / 0.2023, (1 - 0.4822) / 0.1994, (1 - 0.4465) / 0.2010])
+    torch.testing.assert_close(images, expected.view(1, 3, 1, 1).expand(2, 3, 32, 32), atol=1e-5, rtol=0)
+    # A ramp of 64 values over the width: the share of it that a crop shows, at areas >= 0.3 and an aspect >= 3/4, is above
+    # sqrt(0.3 * 3/4) = 0.47; torchvision's default of 0.08 goes down to 0.24.
+    ramp = Image.fromarray(np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], 64, 0).repeat(3, 2))
+    least = {}
+    for kind in ("dabkowski_gal", "phang"):
+        files = ImageFiles(["ramp"], [0], lambda i: ramp, ("only",), "cifar10")
+        images, _ = Batches(files, Stage("masks", 200, 1, 1), recipe_of(kind), range(1))[0]
+        shown = (images.amax((2, 3)) - images.amin((2, 3)))[:, 0] * 0.2023
+        least[kind] = shown.min().item()
+    assert least["dabkowski_gal"] > 0.42, "0.47 less half a pixel of the crop at either side"
+    assert 0.2 < least["phang"] < 0.4
+
+
+# --- Checkpoints and errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["dabkowski_gal", "phang", "phang-conditional"])
+def test_checkpoints_make_the_same_masks(tmp_path, colours, kind):
+    source, conditional = kind.split("-")[0], kind.endswith("conditional")
+    masker = new_masker(source, colours, class_conditional=conditional, classes=None if source == "phang" else (2, 0)).eval()
+    for module in masker.modules():
+        if isinstance(module, nn.BatchNorm2d):  # buffers have to be kept, too
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    path = tmp_path / "masker.safetensors"
+    save_masker(masker, path, {"classifier": "colours", "log": [{"step": 1}]})
+    assert [p.name for p in tmp_path.iterdir()] == ["masker.safetensors"], "no half-written file stays"
+    assert masker_metadata(path) == {"kind": source, "settings": masker.settings, "classifier": "colours", "log": [{"step": 1}]}
+    loaded = load_masker(path)
+    assert type(loaded) is type(masker)
+    assert loaded.taps == masker.taps == TAPS
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    inputs, target = patches(3, torch.Generator().manual_seed(0))[0], torch.tensor([2, 0, 2])
+    method = (lambda m: DabkowskiGal(m)) if source == "dabkowski_gal" else (lambda m: Phang(m, class_conditional=conditional))
+    maps = [method(m).attribute(colours, inputs, target) for m in (masker, path, str(path))]
+    # float16 has 11 bits: weights are off by up to 2^-12 of themselves, a mask in (0, 1) by a few times that.
+    torch.testing.assert_close(maps[1], maps[0], atol=5e-3, rtol=0)
+    assert torch.equal(maps[1], maps[2])
+    assert maps[0].std() > 0.01
+    save_masker(new_masker(source, colours, class_conditional=conditional, seed=7, classes=masker_classes(masker)), path)
+    assert not torch.equal(method(path).attribute(colours, inputs, target), maps[1]), "a file that changed is read anew"
+
+
+def masker_classes(masker):
+    return None if isinstance(masker.settings["classes"], int) else masker.settings["classes"]
+
+
+def test_checkpoints_that_are_not_there_or_no_maskers_are_named(tmp_path, colours):
+    with pytest.raises(FileNotFoundError, match=r"masker: expected a checkpoint \(shipped: .*cifar10-resnet20"):
+        load_masker(tmp_path / "nothing.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"got .*no-such-masker\.safetensors"):
+        Phang("no-such-masker").attribute(colours, torch.zeros(1, 3, 32, 32), torch.tensor([0]))
+    net = data_dir() / "checkpoints" / "cifar10-resnet20.safetensors"
+    for read in (masker_metadata, load_masker):
+        with pytest.raises(ValueError, match=r"masker: expected a masker's checkpoint, got .*cifar10-resnet20\.safetensors"):
+            read(net)
+    with pytest.raises(ValueError, match="masker: expected a masker's checkpoint"):
+        DabkowskiGal("cifar10-resnet20").attribute(colours, torch.zeros(1, 3, 32, 32), torch.tensor([0]))
+    path = tmp_path / "unknown.safetensors"
+    save_file({"weight": torch.zeros(1)}, path, {"kind": '"unet"', "settings": "{}"})
+    with pytest.raises(ValueError, match=r"masker: expected one of \['dabkowski_gal', 'phang'\], got 'unet'"):
+        load_masker(path)
+
+
+def test_maskers_of_the_wrong_kind_are_named(colours):
+    inputs, target = torch.zeros(1, 3, 32, 32), torch.tensor([1])
+    dabkowski_gal, phang = new_masker("dabkowski_gal", colours), new_masker("phang", colours)
+    conditional = new_masker("phang", colours, class_conditional=True)
+    wrong = [
+        (Phang(dabkowski_gal), "masker: expected a checkpoint of 'phang', got one of 'dabkowski_gal'"),
+        (DabkowskiGal(phang), "masker: expected a checkpoint of 'dabkowski_gal', got one of 'phang'"),
+        (Phang(phang, class_conditional=True), "masker: expected one trained with class_conditional=True"),
+        (Phang(conditional), "masker: expected one trained with class_conditional=False"),
+        (DabkowskiGal(new_masker("dabkowski_gal", colours, classes=(0, 2))), r"target: expected classes this masker knows .*got \[1\]"),
+    ]
+    for method, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            method.attribute(colours, inputs, target)
+    other = load_classifier("cifar10-resnet20", pretrained=False)
+    for method in (Phang(phang), DabkowskiGal(dabkowski_gal)):
+        with pytest.raises(ValueError, match=r"taps: expected names of modules of .*, got \['fine', 'coarse'\]"):
+            method.attribute(other, inputs, target)
+
+
+def test_wrong_maskers_cannot_be_made(colours):
+    for arguments in ((["fine"], [3], 3), (["fine", "coarse"], [3], 3), (["a", "b", "c"], [1, 1, 1], 3, (8,))):
+        with pytest.raises(ValueError, match="taps: expected two or more"):
+            DabkowskiGalNet(*arguments)
+    with pytest.raises(ValueError, match=r"kind: expected one of \('dabkowski_gal', 'phang'\), got 'unet'"):
+        MaskerRecipe("unet")
+    with pytest.raises(ValueError, match=r"embedding: expected one of .* got 'zeros'"):
+        MaskerRecipe("phang", embedding="zeros")
+    with pytest.raises(ValueError, match=r"taps: expected names of modules of ColourNet, got \['layer4'\]"):
+        make_masker(colours, ("fine", "layer4"), MaskerRecipe("phang"), side=32)
+    with pytest.raises(ValueError, match="classifier: expected one of"):
+        taps_of("vgg")
+    assert taps_of("resnet50") == FEATURE_TAPS["resnet50"]
+
+
+def test_masker_settings_come_from_the_classifier(colours):
+    masker = new_masker("dabkowski_gal", colours, embedding="classifier", classes=(2, 0))
+    assert torch.equal(masker.embedding.weight, colours.class_weights()[[2, 0]])
+    assert masker.settings == {"taps": list(TAPS), "channels": [3, 3], "widths": [4], "classes": [2, 0]}
+    net = load_classifier("cifar10-resnet20", pretrained=False)
+    phang = make_masker(net, taps_of("cifar10-resnet20"), MaskerRecipe("phang"), side=32)
+    assert phang.taps == ("features.stage2", "features.stage3"), "as published, the last two"
+    assert phang.settings["channels"] == [32, 64]
+    before = torch.random.get_rng_state()
+    same = [make_masker(net, taps_of("cifar10-resnet20"), MaskerRecipe("dabkowski_gal", widths=(4, 4)), side=32) for _ in range(2)]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(same[0].parameters(), same[1].parameters(), strict=True))
+    with pytest.raises(ValueError, match="embedding: expected class weights of length 32, as the last tap has, got 64"):
+        make_masker(net, ("features.stage1", "features.stage2"), MaskerRecipe("dabkowski_gal", embedding="classifier"), side=32)
+
+
+# --- The methods around them ----------------------------------------------------------------------------------------------------------
+
+
+def methods_of_random_maskers(classifier):
+    made = {
+        "dabkowski_gal": DabkowskiGal(new_masker("dabkowski_gal", classifier), confidence=0.5, internal_batch_size=2),
+        "phang": Phang(new_masker("phang", classifier), internal_batch_size=2),
+        "phang-conditional": Phang(new_masker("phang", classifier, class_conditional=True), 2, class_conditional=True),
+    }
+    for method in made.values():
+        for name, value in method.masker.named_buffers():
+            if name.endswith("running_var"):
+                value.fill_(0.1)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["dabkowski_gal", "phang", "phang-conditional"])
+def test_maps_do_not_depend_on_their_batch(colours, kind):
+    method = methods_of_random_maskers(colours)[kind]
+    method.masker.train()  # batch norm would then mix the images of a batch
+    inputs, target = patches(5, torch.Generator().manual_seed(1))
+    before = inputs.clone()
+    state = {k: v.clone() for k, v in method.masker.state_dict().items()}
+    whole = method.attribute(colours, inputs, target)
+    assert not method.masker.training
+    assert whole.shape == (5, 32, 32)
+    assert not whole.requires_grad
+    assert torch.equal(inputs, before)
+    assert all(torch.equal(v, state[k]) for k, v in method.masker.state_dict().items()), "running statistics stay"
+    assert whole.min() >= 0
+    assert whole.max() <= 1
+    assert whole.std() > 0.01
+    order = torch.tensor([4, 1, 0, 3, 2])
+    for rows in ([0], [1, 2], order):
+        part = method.attribute(colours, inputs[rows], target[rows])
+        # Kernels round differently in passes of another size.
+        torch.testing.assert_close(part, whole[rows], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["dabkowski_gal", "phang", "phang-conditional"])
+def test_which_maps_differ_from_label_to_label(colours, kind):
+    method = methods_of_random_maskers(colours)[kind]
+    inputs = patches(1, torch.Generator().manual_seed(1))[0].expand(3, -1, -1, -1)
+    maps = method.attribute(colours, inputs, torch.arange(3))
+    differ = min((maps[i] - maps[j]).abs().max().item() for i, j in ((0, 1), (0, 2), (1, 2)))
+    if kind == "phang":
+        assert differ < 1e-6, "rounding in passes of another size"
+    else:
+        assert differ > 1e-3
+    assert getattr(method, "depends_on_label", True) == (kind != "phang")
+    assert method.cost().per == ("image" if kind == "phang" else "pair")
+    # Targets count in the label list; a masker goes by class.
+    reordered = Classifier(ColourNet(), labels=[2, 0])
+    torch.testing.assert_close(method.attribute(reordered, inputs[:2], torch.tensor([0, 1])), maps[[2, 0]], atol=1e-5, rtol=0)
+
+
+def test_phang_mask_by_hand(colours):
+    torch.manual_seed(0)
+    masker = new_masker("phang", colours).eval()
+    inputs, _ = patches(2, torch.Generator().manual_seed(2))
+    _, features = colours.features(inputs, TAPS)
+    reduced = []
+    for block, feature in zip(masker.reduce, features, strict=True):
+        # A new batch norm in eval mode divides by sqrt(1 + 1e-5).
+        hidden = torch.einsum("oi,nihw->nohw", block[0].weight[:, :, 0, 0], feature).relu() / math.sqrt(1 + 1e-5)
+        reduced.append(F.interpolate(hidden, (8, 8), mode="bilinear", align_corners=False))
+    coarse = F.conv2d(torch.cat(reduced, 1), masker.last.weight, masker.last.bias, padding=1).sigmoid()
+    expected = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(masker.masks(colours, inputs, torch.tensor([0, 1])), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_dabkowski_gal_gate_and_head_by_hand(colours):
+    masker = new_masker("dabkowski_gal", colours).eval()
+    inputs, _ = patches(2, torch.Generator().manual_seed(2))
+    classes = torch.tensor([1, 2])
+    _, (fine, coarse) = colours.features(inputs, TAPS)
+    maps = []
+    for confidence in (0.0, 6.0):
+        similar = (coarse * masker.embedding.weight[classes][:, :, None, None]).sum(1, keepdim=True)
+        gated = coarse / (1 + torch.exp(confidence - similar))
+        h = masker.head(masker.blocks[0](gated, fine / math.sqrt(1 + 1e-5)))
+        mask = h[:, :1].abs() / (h[:, :1].abs() + h[:, 1:].abs())
+        maps.append(F.interpolate(mask, (32, 32), mode="bilinear", align_corners=False))
+        torch.testing.assert_close(masker.masks(colours, inputs, classes, confidence), maps[-1], atol=1e-5, rtol=1e-4)
+    assert (maps[0] - maps[1]).abs().max() > 1e-3
+    for parameter in masker.head.parameters():
+        parameter.data.zero_()
+    assert torch.equal(masker.masks(colours, inputs, classes), torch.zeros(2, 1, 32, 32)), "0 / 0 in the source"
+
+
+# --- Losses by hand -------------------------------------------------------------------------------------------------------------------
+
+
+def test_bordered_variation_by_hand():
+    mask = torch.tensor([[0.0, 0.5, 1.0], [0.2, 0.4, 0.0], [1.0, 0.0, 0.6]])
+    right = 0.5**2 + 0.5**2 + 0.2**2 + 0.4**2 + 1.0**2 + 0.6**2
+    down = 0.2**2 + 0.1**2 + 1.0**2 + 0.8**2 + 0.4**2 + 0.6**2
+    # Upper, lower, left, right line; corners count twice.
+    border = (0.25 + 1) + (1 + 0.36) + (0.04 + 1) + (1 + 0.36)
+    expected = (right + down + 0.3 * border) / 2
+    assert bordered_variation(mask[None, None]).item() == pytest.approx(expected, rel=1e-6)
+    both = torch.stack([mask, torch.zeros(3, 3)])[:, None]
+    assert bordered_variation(both).item() == pytest.approx(expected / 2, rel=1e-6), "the mean over the batch"
+
+
+def test_margins_by_hand():
+    logits = torch.tensor([[2.0, 5.0, -1.0], [0.5, 0.0, 0.2]])
+    labels = torch.tensor([0, 0])
+    # z_y - z_o is -3 and 0.3.
+    assert _margin(logits, labels, 1, 1).tolist() == pytest.approx([4.0, 0.7])
+    assert _margin(logits, labels, 1, -1).tolist() == pytest.approx([0.0, 1.3])
+    assert _margin(logits, labels, 5, -1).tolist() == pytest.approx([2.0, 5.3])
+    assert _margin(logits, torch.tensor([1, 2]), 1, 1).tolist() == pytest.approx([0.0, 1.3])
+
+
+class Constant(nn.Module):
+    """The same logits whatever the image."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.tap = nn.Identity()
+        self.register_buffer("value", torch.tensor(logits))
+
+    def forward(self, inputs):
+        return self.value.expand(len(self.tap(inputs)), -1)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.4, 1.0])
+def test_dabkowski_gal_loss_of_constant_masks(level):
+    classifier, n, side = Classifier(Constant([3.0, 1.0, 0.0])), 500, 4
+    masker = DabkowskiGalNet(["tap", "tap"], [3, 3], 3, (4,))
+    asked = []
+
+    def masks(classifier, inputs, classes):
+        asked.append(classes)
+        return torch.full((len(inputs), 1, side, side), level)
+
+    masker.masks = masks
+    inputs, labels = torch.zeros(n, 3, side, side), torch.zeros(n, dtype=torch.int64)
+    losses = {
+        area: masker.loss("masks", classifier, inputs, labels, torch.Generator().manual_seed(0), area).item() for area in (0.0, 0.5, 1.0)
+    }
+    false = (asked[0] != labels).float().mean().item()
+    assert all(torch.equal(a, asked[0]) for a in asked), "the same draws"
+    assert abs(false - 0.3) < 0.1, "5 deviations of a share of 500"
+    assert set(asked[0].tolist()) == {0, 1, 2}
+    # z = (3, 1, 0), y = 0. True selectors: P = T(1) = relu(1 - 3 + 1) = 0, D = NT(5) = 3 - 1 + 5 = 7. False: P = NT(1) = 3, D = T(1) = 0.
+    margins = (1 - false) * 7 + 0.3 * false * 3
+    smoothness = 0.005 * 0.3 * 4 * side * level**2 / 2
+    for area, value in losses.items():
+        # Sums of 500 float32 values of up to 15.
+        assert value == pytest.approx(margins + smoothness + area * 8 * (level + 0.0005) ** 0.3, rel=1e-5)
+
+
+def test_dabkowski_gal_shows_the_class_with_the_mask_and_hides_it_with_its_contrary(mean_pixel):
+    # Logits are the channel means, so the margins say which pixels were shown: with a full mask the noisy image is preserved and the
+    # alternative takes the place of the destroyed one.
+    masker = DabkowskiGalNet(["net", "net"], [3, 3], 3, (4,))
+    inputs = torch.tensor([8.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(64, 3, 32, 32)
+    labels = torch.zeros(64, dtype=torch.int64)
+    values, false = {}, None
+    for level in (0.0, 1.0):
+        asked = []
+        masker.masks = lambda c, x, a, level=level, asked=asked: asked.append(a) or torch.full((len(x), 1, 32, 32), level)
+        total = masker.loss("masks", mean_pixel, inputs, labels, torch.Generator().manual_seed(1), 0.0).item()
+        values[level] = total - 0.005 * 0.3 * 4 * 32 * level**2 / 2
+        false = (asked[0] != labels).float()
+    true_share, false_share = 1 - false.mean().item(), false.mean().item()
+    # A mask of 1 destroys completely: D = NT(5) of an alternative that is a blur (which keeps the colour but for the border) in half of
+    # the cases, else noise with a colour below 0.73 in each channel; P = T(1) = 0 of the image itself, NT(1) = 9 for false selectors.
+    # A mask of 0 leaves all: D = NT(5) = 13, T(1) = 0, and P of the alternative: T(1) at most 2.5, NT(1) at most 9.
+    assert values[0.0] == pytest.approx(13 * true_share, abs=0.3 * 9)
+    assert values[0.0] > 13 * true_share - 0.02
+    assert values[1.0] < 12 * true_share + (0.3 * 9 + 2.5) * false_share
+    assert values[1.0] > 5 * true_share - 1
+
+
+def test_dabkowski_gal_embedding_loss_by_hand(colours):
+    masker = new_masker("dabkowski_gal", colours)
+    inputs, labels = patches(400, torch.Generator().manual_seed(0))
+    masker.embedding.weight.data.zero_()
+
+    def loss():
+        return masker.loss("embedding", colours, inputs, labels, torch.Generator().manual_seed(3)).item()
+
+    assert loss() == pytest.approx(math.log(2), rel=1e-6)
+    # The same embedding for all classes: e does not depend on the selector, so the loss is linear in the share of false ones.
+    masker.embedding.weight.data.fill_(2.0)
+    e = 2.0 * colours.features(inputs, TAPS)[1][1].sum(1).mean((1, 2)).double()
+    always = [F.cross_entropy(torch.stack([-e, e], 1) / 2, torch.full((400,), k)).item() for k in (0, 1)]
+    share = (loss() - always[1]) / (always[0] - always[1])
+    assert abs(share - 0.5) < 0.125, "5 deviations of a share of 400"
+    # An embedding that knows the classes makes it small; its contrary makes it large.
+    know = 200 * torch.eye(3) - 100
+    masker.embedding.weight.data.copy_(know)
+    good = loss()
+    masker.embedding.weight.data.copy_(-know)
+    assert good < 0.3 < 3 < loss()
+
+
+class ByBrightness(nn.Module):
+    """Logits are 8 times the channel means; features for a masker that the test replaces."""
+
+    def __init__(self):
+        super().__init__()
+        self.tap = nn.Identity()
+
+    def forward(self, inputs):
+        return 8 * self.tap(inputs).mean((2, 3))
+
+
+@pytest.mark.parametrize("area", [1.0, 0.25])
+def test_phang_loss_by_hand(area):
+    generator = torch.Generator().manual_seed(0)
+    classifier, n = Classifier(ByBrightness()), 12
+    inputs = torch.randn(n, 3, 4, 4, generator=generator)
+    masks = torch.rand(n, 1, 4, 4, generator=generator)
+    # Class 0 where the mask is and, weaker, class 1 where it is not: known, found inside and lost outside.
+    inputs[:4] *= 0.1
+    inputs[:4, 0] += 2 * (masks[:4, 0] > 0.5)
+    inputs[:4, 1] += 1.2 * (masks[:4, 0] < 0.5)
+    labels = torch.tensor([0] * 6 + [1, 2, 1, 2, 1, 2])
+    masker = PhangNet(["tap", "tap"], [3, 3], 3, width=4)
+    masker._decode = lambda *arguments: masks
+    found = masker.loss("masks", classifier, inputs, labels, torch.Generator(), area).item()
+
+    x, m, total, cases = inputs.double().numpy(), masks.double().numpy(), 0.0, set()
+    for i, y in enumerate(labels.tolist()):
+        z, z_in, z_out = (8 * shown.mean((1, 2)) for shown in (x[i], x[i] * m[i], x[i] * (1 - m[i])))
+        p_out = np.exp(z_out) / np.exp(z_out).sum()
+        works_in, known, lost = z_in.argmax() == y, z.argmax() == y, z_out.argmax() != y
+        cases |= {("inside", works_in), ("known", known), ("lost", known and lost)}
+        total += -np.log(np.exp(z_in[y]) / np.exp(z_in).sum()) - area * max(0.0, works_in - m[i].mean())
+        total += known * (p_out * np.log(p_out)).sum() - 10 * area * max(0.0, float(known and lost) - m[i].mean())
+        grid = m[i, 0]
+        variation = (np.diff(grid, axis=0) ** 2).sum() + (np.diff(grid, axis=1) ** 2).sum()
+        variation += 0.3 * sum((line**2).sum() for line in (grid[0], grid[-1], grid[:, 0], grid[:, -1]))
+        total += 2 * 0.001 * variation / 2
+    assert len(cases) == 6, "every indicator is seen both true and false"
+    # Float32 against float64: sums of a dozen values of up to 10.
+    assert found == pytest.approx(total / n, rel=1e-5)
+
+
+# --- Reading the classifier -----------------------------------------------------------------------------------------------------------
+
+
+def test_features_are_the_outputs_of_the_named_modules(colours):
+    inputs, _ = patches(3, torch.Generator().manual_seed(0))
+    logits, (coarse, fine) = colours.features(inputs, ("coarse", "fine"))
+    torch.testing.assert_close(logits, colours.logits(inputs))
+    torch.testing.assert_close(fine, F.avg_pool2d(inputs, 2).relu(), atol=1e-6, rtol=0)
+    quarter = F.avg_pool2d(fine, 2)
+    quarter[..., 4:, :] = 0
+    quarter[..., 4:] = 0
+    torch.testing.assert_close(coarse, quarter, atol=1e-6, rtol=0)
+    assert colours.features(inputs, ())[1] == []
+    assert not any(module._forward_hooks for module in colours.net.modules())
+
+
+def test_features_of_a_module_used_twice_are_its_last(mean_pixel):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.clip = nn.Hardtanh(-100, 100)
+
+        def forward(self, inputs):
+            return self.clip(self.clip(inputs) + 1).mean((2, 3))
+
+    _, (last,) = Classifier(Twice()).features(torch.ones(1, 3, 2, 2), ["clip"])
+    assert torch.equal(last, torch.full((1, 3, 2, 2), 2.0))
+    with pytest.raises(ValueError, match=r"taps: expected names of modules of MeanPixel, got \['layer1', 'layer2'\]"):
+        mean_pixel.features(torch.ones(1, 3, 2, 2), ["layer1", "layer2"])
+
+
+def test_hooks_are_removed_even_when_the_net_fails(colours):
+    with pytest.raises(RuntimeError):
+        colours.features(torch.ones(1, 5, 32, 32), TAPS)
+    assert not any(module._forward_hooks for module in colours.net.modules())
+
+
+def test_class_weights_are_the_last_linear_layers(colours, mean_pixel, reference_classifier):
+    assert torch.equal(colours.class_weights(), 40 * torch.eye(3))
+    assert reference_classifier.class_weights().shape == (10, 512)
+    with pytest.raises(ValueError, match="net: expected a last layer of type Linear, got none in MeanPixel"):
+        mean_pixel.class_weights()
+
+
+def test_a_masker_of_another_classifier_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    masker = PhangNet(["0", "1"], [5, 3], 3, width=4)
+    with pytest.raises(ValueError, match=r"masker: expected a classifier with \[5, 3\] channels at .* got \[3, 3\]"):
+        Phang(masker).attribute(Classifier(net), torch.zeros(1, 3, 8, 8), torch.tensor([0]))
+    with pytest.raises(ValueError, match="classes: expected at least two"):
+        DabkowskiGalNet(["0", "1"], [3, 3], [1])
+
+
+@pytest.mark.parametrize("name", ["dabkowski_gal", "phang", "phang-conditional"])
+def test_shipped_maskers_are_small_and_say_how_they_were_trained(name):
+    path = masker_path(f"{name}-efficientnet-lite0")
+    header = masker_metadata(path)
+    assert header["classifier"] == "efficientnet-lite0"
+    assert (header["n_train"], header["n_val"]) == (320, 80)
+    assert path.stat().st_size < 6_000_000
+    last = header["log"][-1]
+    assert 0 < last["area"] < 1
+    assert last["kept"] < last["whole"]
+    assert last["removed"] < last["whole"]

@@ -1,0 +1,298 @@
+import numpy as np
+import pytest
+import torch
+from captum.attr import InputXGradient, IntegratedGradients, Saliency
+
+from salkit.curves import auc, insertion_curve
+from salkit.methods import METHODS, CaptumMethod, LearnedMask, get_method, same_map_for_all_labels
+from salkit.methods.base import SaliencyMethod
+from salkit.methods.masker_training import MaskerRecipe, make_masker
+from salkit.models import Classifier, load_classifier
+
+FAST = {"scale": 1, "n_steps": 12, "n_distractors": 2, "l1": 1e-3, "lr": 0.2}
+
+
+@pytest.fixture(scope="session")
+def settings(reference_classifier):
+    """Settings at which a method takes no time on the small net; the maskers are untrained ones for it."""
+    taps, side = ("0", "2"), 32
+    maskers = {kind: make_masker(reference_classifier, taps, MaskerRecipe(kind, widths=(4,)), side) for kind in ("dabkowski_gal", "phang")}
+    sizes = {"learned_mask": FAST, "igos_pp": {"n_steps": 2, "n_path": 2}, "fong_vedaldi": {"n_steps": 6}, "rise": {"n_masks": 40}}
+    return lambda name: {"masker": maskers[name]} if name in maskers else sizes.get(name, {})
+
+
+@pytest.mark.parametrize("infill", ["gray", "image"])
+@pytest.mark.parametrize("scale", [1, 4])
+@pytest.mark.parametrize("which", ["best", "second"])
+def test_masks_of_the_released_code(reference_classifier, reference, which, scale, infill):
+    method = LearnedMask(
+        scale=scale, tv=0.01, l1=1e-3, loss="released", n_steps=100, n_distractors=1, infill="gray" if infill == "gray" else "random_image"
+    )
+    target = reference[f"target_{which}"].long()
+    masks = method.attribute(reference_classifier, reference["images"], target, distractors=reference["distractor"])
+    difference = (masks - reference[f"mask_{which}_s{scale}_{infill}"]).abs()
+    # The fixture's README: Adam amplifies rounding where the gradient is almost 0, so single pixels may be 2e-2 off.
+    assert difference.mean() < 5e-4
+    assert difference.max() < 2e-2
+
+
+def test_one_step_against_adam_by_hand(quadrant, images):
+    # Adam's first step is lr * sign(gradient): +-0.1 from logit 0, so every mask value is sigmoid(+-0.1).
+    masks = LearnedMask(scale=1, tv=0.0, l1=0.0, infill="gray", n_steps=1, lr=0.1).attribute(quadrant, images[:1].abs(), torch.tensor([0]))
+    assert torch.allclose(masks[0, :16, :16], torch.sigmoid(torch.tensor(0.1)))
+    assert torch.allclose(masks[0, 16:], torch.tensor(0.5)), "no gradient outside the quadrant"
+
+
+@pytest.mark.parametrize("loss", ["nll", "released"])
+def test_loss_by_hand(loss, images):
+    # One pixel-independent check of both losses: the gradient at the first step decides the direction, so compare the loss itself.
+    log_probs = torch.tensor([[[0.2, 0.8], [0.6, 0.4]]]).log()
+    value = LearnedMask(loss=loss)._label_loss(log_probs, torch.tensor([1]))
+    if loss == "nll":
+        expected = -(np.log(0.8) + np.log(0.4)) / 2
+    else:
+        expected = -np.log(np.exp(0.6) / (np.exp(0.4) + np.exp(0.6)))
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_batch_order_and_neighbours_change_nothing(reference_classifier, reference, images, name, settings):
+    method = get_method(name, **settings(name))
+    inputs = torch.cat([reference["images"], reference["images"][:1]])
+    target = torch.tensor([1, 2, 3, 4, 5])
+    whole = method.attribute(reference_classifier, inputs, target, distractors=images)
+    for size in (1, 3):
+        parts = zip(inputs.split(size), target.split(size), strict=True)
+        split = torch.cat([method.attribute(reference_classifier, x, a, distractors=images) for x, a in parts])
+        torch.testing.assert_close(split, whole, atol=1e-4, rtol=0)
+    order = torch.tensor([4, 1, 0, 3, 2])
+    shuffled = method.attribute(reference_classifier, inputs[order], target[order], distractors=images)
+    torch.testing.assert_close(shuffled, whole[order], atol=1e-4, rtol=0)
+
+
+def test_masks_of_a_deep_net_do_not_depend_on_their_batch(images):
+    # Rounding that differed with the batch would be amplified here: 0.3 on single pixels after 60 steps of passes of unequal size.
+    classifier, inputs, target = load_classifier("cifar10-resnet20"), images[:3], torch.tensor([1, 2, 3])
+    method = LearnedMask(**FAST | {"n_distractors": 1, "lr": 0.3}, internal_batch_size=16)
+    whole = method.attribute(classifier, inputs, target, distractors=images)
+    alone = [method.attribute(classifier, inputs[i : i + 1], target[i : i + 1], distractors=images) for i in (2, 1, 0)]
+    torch.testing.assert_close(torch.cat(alone[::-1]), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 1000])
+def test_internal_batches_change_nothing(reference_classifier, reference, images, batch):
+    target = torch.tensor([1, 2, 3, 4])
+    masks = [
+        LearnedMask(**FAST, internal_batch_size=size).attribute(reference_classifier, reference["images"], target, distractors=images)
+        for size in (None, batch)
+    ]
+    torch.testing.assert_close(*masks, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_keeps_the_protocol(reference_classifier, reference, images, name, settings):
+    method = get_method(name, **settings(name))
+    assert isinstance(method, SaliencyMethod)
+    inputs, target = reference["images"], torch.tensor([0, 1, 2, 3])
+    before = inputs.clone()
+    heatmaps = method.attribute(reference_classifier, inputs, target, distractors=images, seed=3, ids=list("abcd"))
+    assert heatmaps.shape == (4, 32, 32)
+    assert heatmaps.dtype == torch.float32
+    assert not heatmaps.requires_grad
+    assert torch.isfinite(heatmaps).all()
+    assert torch.equal(inputs, before)
+    assert not inputs.requires_grad
+    again = method.attribute(reference_classifier, inputs, target, distractors=images, seed=3, ids=list("abcd"))
+    assert torch.equal(heatmaps, again), "the same seed gives the same map"
+
+
+@pytest.mark.parametrize("name", ["learned_mask", "random"])
+def test_seed_id_and_label_each_change_the_draws(reference_classifier, reference, images, name, settings):
+    method = get_method(name, **settings(name))
+    twice = reference["images"][:1].repeat(2, 1, 1, 1)
+    same = torch.tensor([1, 1])
+    base = method.attribute(reference_classifier, twice, same, distractors=images, ids=["a", "a"])
+    assert torch.equal(base[0], base[1])
+    other_id = method.attribute(reference_classifier, twice, same, distractors=images, ids=["a", "b"])
+    assert torch.equal(other_id[0], base[0])
+    assert not torch.equal(other_id[1], base[1])
+    other_seed = method.attribute(reference_classifier, twice, same, distractors=images, ids=["a", "a"], seed=1)
+    assert not torch.equal(other_seed, base)
+    other_label = method.attribute(reference_classifier, twice, torch.tensor([1, 2]), distractors=images, ids=["a", "a"])
+    assert not torch.equal(other_label[1], base[1])
+
+
+@pytest.mark.parametrize(("name", "label"), [("learned_mask", 0), ("gradient_x_input", 0), ("gradient_x_input", 1)])
+def test_maps_find_the_quadrant_the_net_looks_at(quadrant, images, name, label, settings):
+    inputs = images.abs() if label == 0 else -images.abs()
+    method = get_method(name, **(settings(name) | ({"infill": "gray"} if name == "learned_mask" else {})))
+    target = torch.full((5,), label)
+    heatmaps = method.attribute(quadrant, inputs, target, distractors=-inputs)
+    assert (heatmaps[:, :16, :16].mean((1, 2)) > heatmaps[:, 16:, 16:].mean((1, 2))).all()
+    right, wrong = (auc(insertion_curve(quadrant, inputs, target, sign * heatmaps, n_steps=16)) for sign in (1, -1))
+    assert (right > wrong + 0.05).all(), "a map of the wrong polarity would come out the other way"
+
+
+@pytest.mark.parametrize("infill", ["random_image", "blur"])
+def test_masks_find_the_quadrant_whatever_fills_the_rest(quadrant, images, infill):
+    inputs = torch.zeros_like(images)
+    inputs[..., 8:16, 8:16] = 4.0  # at the quadrant's corner, so that blurring carries it out
+    masks = LearnedMask(**{**FAST, "infill": infill, "n_steps": 30, "l1": 1e-6}).attribute(
+        quadrant, inputs, torch.zeros(5, dtype=torch.int64), distractors=torch.zeros_like(images) - 1
+    )
+    assert (masks[:, 8:16, 8:16].mean((1, 2)) > masks[:, 16:, 16:].mean((1, 2)) + 0.1).all()
+
+
+def test_more_total_variation_weight_gives_smoother_masks(reference_classifier, reference, images):
+    from salkit.masking import total_variation
+
+    target = reference["target_second"].long()
+    roughness = []
+    for tv in (0.0, 0.01, 1.0):
+        masks = LearnedMask(**FAST, tv=tv).attribute(reference_classifier, reference["images"], target, distractors=images)
+        roughness.append(total_variation(masks).mean().item())
+    assert roughness[0] > roughness[1] > roughness[2]
+
+
+def test_the_explained_image_is_never_its_own_distractor(quadrant, images):
+    # With one other image in the pool every draw must be that one: the same masks as with that image alone.
+    target = torch.zeros(1, dtype=torch.int64)
+    with_itself = LearnedMask(**FAST).attribute(quadrant, images[:1], target, distractors=images[:2], ids=["a"])
+    alone = LearnedMask(**FAST).attribute(quadrant, images[:1], target, distractors=images[1:2], ids=["a"])
+    assert torch.equal(with_itself, alone)
+    with pytest.raises(ValueError, match="distractors: expected an image other than the explained one"):
+        LearnedMask(**FAST).attribute(quadrant, images[:1], target, distractors=images[:1])
+
+
+def test_released_loss_over_all_classes_uses_their_probabilities(reference, reference_classifier, images):
+    net, target = reference_classifier.net, torch.tensor([0, 1, 0, 1])
+    within = Classifier(net, [4, 7], "labels")
+    among_all = Classifier(net, [4, 7], "all")
+    everything = Classifier(net)
+    masks = {
+        name: LearnedMask(**FAST, loss="released").attribute(c, reference["images"], t, distractors=images)
+        for name, c, t in (
+            ("within", within, target),
+            ("all", among_all, target),
+            ("everything", everything, torch.tensor([4, 7, 4, 7])),
+        )
+    }
+    torch.testing.assert_close(masks["all"], masks["everything"])
+    assert (masks["all"] - masks["within"]).abs().max() > 1e-3
+
+
+def test_cheating_returns_the_map_of_the_prediction_for_every_label(reference_classifier, reference, images):
+    cheating = same_map_for_all_labels(get_method("gradient_x_input"))
+    inputs = reference["images"][:1].repeat(10, 1, 1, 1)
+    heatmaps = cheating.attribute(reference_classifier, inputs, torch.arange(10))
+    honest = get_method("gradient_x_input").attribute(reference_classifier, inputs[:1], reference["target_best"][:1].long())
+    torch.testing.assert_close(heatmaps, honest.expand(10, -1, -1))
+    assert not cheating.depends_on_label
+
+
+def test_gradient_x_input_is_captums_summed_over_channels(reference_classifier, reference):
+    inputs, target = reference["images"], reference["target_second"].long()
+    direct = InputXGradient(reference_classifier.net).attribute(inputs.clone().requires_grad_(), target=target).detach()
+    torch.testing.assert_close(get_method("gradient_x_input").attribute(reference_classifier, inputs, target), direct.sum(1))
+    absolute = get_method("gradient_x_input", reduction="abs_sum").attribute(reference_classifier, inputs, target)
+    torch.testing.assert_close(absolute, direct.abs().sum(1))
+
+
+@pytest.mark.parametrize("output", ["logit", "log_prob", "prob"])
+def test_any_captum_class_becomes_a_method(reference_classifier, reference, output):
+    inputs, target = reference["images"], reference["target_second"].long()
+    forward = {
+        "logit": reference_classifier.net,
+        "log_prob": reference_classifier,
+        "prob": lambda x: reference_classifier(x).exp(),
+    }[output]
+    for attribution, extra in ((Saliency, {"abs": False}), (IntegratedGradients, {"n_steps": 4})):
+        method = CaptumMethod(attribution, extra, output=output, internal_batch_size=3)
+        direct = attribution(forward).attribute(inputs.clone().requires_grad_(), target=target, **extra).detach().float()
+        heatmaps = method.attribute(reference_classifier, inputs, target)
+        torch.testing.assert_close(heatmaps, direct.sum(1), atol=1e-6, rtol=1e-4)
+
+
+def test_centered_gaussian_is_symmetric_and_falls_with_the_distance(reference_classifier, reference):
+    heatmap = get_method("centered_gaussian").attribute(reference_classifier, reference["images"][:1], torch.tensor([0]))[0]
+    assert torch.equal(heatmap, heatmap.flip(0))
+    assert torch.equal(heatmap, heatmap.flip(1))
+    assert (heatmap[15, 16:].diff() < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("learned_mask", {"scale": 0}, "scale: expected an integer >= 1, got 0"),
+        ("learned_mask", {"n_steps": 2.5}, "n_steps"),
+        ("learned_mask", {"n_distractors": 0}, "n_distractors"),
+        ("learned_mask", {"schedule": "slow"}, "schedule"),
+        ("learned_mask", {"schedule": "fast", "lr": 0.0}, "lr"),
+        ("learned_mask", {"precision": "float16"}, "precision"),
+        ("learned_mask", {"tv": -1.0}, "tv: expected a finite weight >= 0, got -1.0"),
+        ("learned_mask", {"l1": float("nan")}, "l1"),
+        ("learned_mask", {"lr": 0.0}, "lr: expected a positive, finite number, got 0.0"),
+        ("learned_mask", {"infill": "white"}, "infill: expected one of"),
+        ("learned_mask", {"loss": "mse"}, "loss: expected one of"),
+        ("gradient_x_input", {"reduction": "max"}, "reduction: expected one of \\('sum', 'abs_sum'\\), got 'max'"),
+        ("centered_gaussian", {"sigma": 0.0}, "sigma: expected a positive"),
+        ("lime", {}, r"name: expected one of .* got 'lime'"),
+    ],
+)
+def test_wrong_settings_are_named(name, setting, message):
+    with pytest.raises(ValueError, match=message):
+        get_method(name, **setting)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"target": torch.tensor([0, 10])}, ValueError, "target: expected indices"),
+        ({"target": torch.tensor([-1, 0])}, ValueError, "target: expected indices"),
+        ({"target": torch.tensor([0.0, 1.0])}, TypeError, "target: expected int64"),
+        ({"inputs": torch.full((2, 3, 32, 32), float("inf"))}, ValueError, "inputs: expected finite values"),
+        ({"inputs": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}, TypeError, "inputs: expected a floating-point tensor"),
+        ({"inputs": np.zeros((2, 3, 32, 32))}, TypeError, "inputs: expected a torch.Tensor, got ndarray"),
+        ({"inputs": torch.zeros(0, 3, 32, 32), "target": torch.zeros(0, dtype=torch.int64)}, ValueError, "inputs: expected at least one"),
+        ({"distractors": None}, ValueError, r"distractors: infill='random_image' expects images of shape .* got None"),
+        ({"distractors": torch.zeros(2, 3, 16, 16)}, ValueError, "distractors"),
+        ({"inputs": torch.zeros(2, 3, 30, 30)}, ValueError, r"scale: expected a divisor of the image sides \(30, 30\), got 4"),
+    ],
+)
+def test_wrong_pairs_are_named(images, change, error, message):
+    classifier = Classifier(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), labels=[0, 1])
+    arguments = {"inputs": images[:2], "target": torch.tensor([0, 1]), "distractors": images} | change
+    with pytest.raises(error, match=message):
+        LearnedMask(n_steps=1).attribute(classifier, arguments.pop("inputs"), arguments.pop("target"), **arguments)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_device_changes_nothing(reference_classifier, reference, images, name, settings):
+    method, target = get_method(name, **settings(name)), torch.tensor([0, 1, 2, 3])
+    there = Classifier(reference_classifier.net).cuda()
+    on_cpu = method.attribute(reference_classifier, reference["images"], target, distractors=images)
+    on_gpu = method.attribute(there, reference["images"].cuda(), target.cuda(), distractors=images.cuda())
+    assert on_gpu.device.type == "cuda"
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-3, rtol=0)
+
+
+def test_fast_draws_take_all_of_the_pool_before_any_image_comes_again(quadrant, images):
+    method = LearnedMask(schedule="fast", scale=1, n_steps=7, n_distractors=2)
+    assert (method.lr, LearnedMask(schedule="fast").n_steps, LearnedMask(schedule="fast", n_steps=3).n_steps) == (0.5, 200, 3)
+    _, draws = method._infills(quadrant, images[:2], torch.tensor([0, 1]), images, 0, None)
+    for i, drawn in enumerate(draws.flatten(1).tolist()):
+        assert i not in drawn, "an image is not its own distractor"
+        for start in (0, 4, 8):
+            assert sorted(drawn[start : start + 4]) == sorted(set(range(5)) - {i})
+    assert draws[0, 0].tolist() + draws[0, 1].tolist() != draws[0, 2].tolist() + draws[0, 3].tolist(), "in another order each time"
+
+
+def test_masks_in_bfloat16_are_close_and_in_float32(reference_classifier, images):
+    call = (reference_classifier, images, torch.arange(5))
+    methods = [LearnedMask(**FAST | {"n_steps": 4}, precision=precision) for precision in ("float32", "bfloat16")]
+    whole, half = (method.attribute(*call, distractors=images) for method in methods)
+    assert half.dtype == torch.float32
+    assert not torch.equal(whole, half)
+    # Adam's first step goes by the gradient's sign, so that single pixels may go the other way.
+    assert (half - whole).abs().mean() < 0.01

@@ -1,0 +1,322 @@
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage, stats
+from skimage.feature import hog
+from torch import nn
+
+from salkit.data import load_images
+from salkit.methods import get_method
+from salkit.models import CLASSIFIERS, load_classifier
+from salkit.studies.sanity import SIMILARITIES, STAGES, layer_randomisation, randomise, similarity
+
+CIFAR_STAGES = STAGES["cifar10-resnet20"]
+METHODS = {"gradient": get_method("gradient_x_input"), "gaussian": get_method("centered_gaussian")}
+
+
+@pytest.fixture
+def net():
+    made = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.Flatten(), nn.Linear(16, 2))
+    norm = made[1][0]
+    nn.init.constant_(norm.weight, 3.0)
+    nn.init.constant_(norm.bias, -2.0)
+    norm.running_mean.fill_(0.5)
+    norm.running_var.fill_(7.0)
+    norm.num_batches_tracked.fill_(11)
+    return made.eval()
+
+
+def changed_entries(before, after):
+    old, new = before.state_dict(), after.state_dict()
+    assert list(old) == list(new)
+    return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+def test_only_the_named_modules_forget(net):
+    assert changed_entries(net, randomise(net, ["3"])) == {"3.weight", "3.bias"}
+    assert changed_entries(net, randomise(net, ["0", "3"])) == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    assert changed_entries(net, randomise(net, [])) == set()
+
+
+def test_batch_norms_forget_what_they_learned_and_keep_their_statistics(net):
+    # The name of the block around it: modules inside are randomised too.
+    changed = randomise(net, ["1"])
+    assert changed_entries(net, changed) == {"1.0.weight", "1.0.bias"}
+    norm = changed[1][0]
+    assert norm.weight.tolist() == [1.0] * 4
+    assert norm.bias.tolist() == [0.0] * 4
+    assert norm.running_mean.tolist() == [0.5] * 4
+    assert norm.running_var.tolist() == [7.0] * 4
+    assert norm.num_batches_tracked.item() == 11
+    assert not changed.training
+
+
+def test_forgetting_is_seeded_and_leaves_the_net_and_the_global_stream_alone(net):
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    stream = torch.get_rng_state()
+    one, again, other = (randomise(net, ["0", "3"], seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert changed_entries(one, again) == set()
+    assert changed_entries(one, other) == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_weights_are_drawn_as_for_a_new_layer(net):
+    # PyTorch's default: uniform within 1 / sqrt(fan-in), here 1 / sqrt(2500).
+    wide = nn.Sequential(nn.Linear(2500, 40))
+    nn.init.constant_(wide[0].weight, 9.0)
+    weight = randomise(wide, ["0"])[0].weight
+    assert weight.abs().max().item() <= 0.02
+    # The deviation of a uniform variable is its half width / sqrt(3); 100 000 draws know it to a third of a percent.
+    assert weight.std().item() == pytest.approx(0.02 / 3**0.5, rel=0.02)
+
+
+def test_unknown_modules_are_named(net):
+    with pytest.raises(ValueError, match=r"modules: expected names of modules of Sequential, got \['7', 'head'\]"):
+        randomise(net, ["0", "7", "head"])
+
+
+def test_there_are_stages_for_every_classifier():
+    assert set(STAGES) == set(CLASSIFIERS)
+
+
+@pytest.mark.parametrize("name", sorted(STAGES))
+def test_stages_name_modules_that_exist_and_together_hold_every_parameter_once(name):
+    net = load_classifier(name, pretrained=False).net
+    modules = [module for stage in STAGES[name].values() for module in stage]
+    assert set(modules) <= {module for module, _ in net.named_modules()}
+    for parameter, _ in net.named_parameters():
+        assert sum(parameter.startswith(f"{module}.") for module in modules) == 1, parameter
+
+
+@pytest.mark.parametrize("name", ["cifar10-resnet20", "efficientnet-lite0"])
+def test_every_stage_forgets_all_its_weights(name):
+    net = load_classifier(name, pretrained=False).net
+    with torch.no_grad():
+        # No layer starts with these values, so a module that cannot be reset shows.
+        for parameter in net.parameters():
+            parameter.fill_(0.123)
+    for stage, modules in STAGES[name].items():
+        changed = dict(randomise(net, modules).named_parameters())
+        for parameter, value in changed.items():
+            inside = any(parameter.startswith(f"{module}.") for module in modules)
+            assert bool((value == 0.123).any()) != inside, (stage, parameter)
+
+
+def test_a_map_is_like_itself():
+    heatmap = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+    # HOG and SSIM add up hundreds of rounded products.
+    assert similarity(heatmap, heatmap) == pytest.approx(dict.fromkeys(SIMILARITIES, 1.0), abs=1e-6)
+    shifted = similarity(heatmap, 3 * heatmap + 5)
+    assert [shifted[name] for name in ("spearman", "ssim", "hog")] == pytest.approx([1.0] * 3, abs=1e-5)
+    assert shifted["spearman_absolute"] < 0.9, "the sign of a map is not a matter of taste"
+
+
+def test_a_negated_map_has_the_contrary_ranks_and_the_same_magnitudes():
+    heatmap = np.random.default_rng(1).normal(size=(32, 32))
+    found = similarity(heatmap, -heatmap)
+    assert found["spearman"] == pytest.approx(-1)
+    assert found["spearman_absolute"] == pytest.approx(1)
+    assert found["ssim"] < 0
+
+
+def test_spearman_by_hand():
+    # Two maps of 144 pixels: ranks 0 ... 143, of which the second swaps the first with the last. Spearman is 1 - 6 sum d^2 / (n^3 - n),
+    # and only two differences, of 143, are not 0.
+    ranks = np.arange(144.0)
+    swapped = ranks.copy()
+    swapped[[0, -1]] = ranks[[-1, 0]]
+    expected = 1 - 6 * 2 * 143**2 / (144**3 - 144)
+    # Any increasing function has the same ranks.
+    found = similarity(np.exp(ranks / 20).reshape(12, 12), (swapped**3).reshape(12, 12))
+    assert found["spearman"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_spearman_with_ties_is_the_correlation_of_mean_ranks():
+    rng = np.random.default_rng(2)
+    a, b = (rng.integers(-3, 4, (12, 12)).astype(float) for _ in range(2))
+    b += a
+    mean_ranks = [[(np.sum(m < v) + np.sum(m <= v) + 1) / 2 for v in m.ravel()] for m in (a, b)]
+    found = similarity(a, b)
+    assert found["spearman"] == pytest.approx(np.corrcoef(mean_ranks)[0, 1], abs=1e-12)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(a.ravel(), b.ravel()).statistic, abs=1e-12)
+
+
+def test_absolute_values_are_clipped_at_their_99th_percentile():
+    # 400 pixels: the percentile lies between the 4th and the 5th largest, so the 4 largest are tied, in either map.
+    rng = np.random.default_rng(3)
+    a, b = (rng.permutation(400).astype(float) + 1 for _ in range(2))
+    clipped = [np.where(m > 396, 396.01, m) for m in (a, b)]
+    signs = rng.choice([-1, 1], 400)
+    found = similarity((a * signs).reshape(20, 20), b.reshape(20, 20))["spearman_absolute"]
+    assert found == pytest.approx(stats.spearmanr(*clipped).statistic, abs=1e-12)
+    assert found != pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-9), "the clip must show"
+
+
+def test_ssim_is_the_formula_of_wang_et_al_on_maps_scaled_to_the_unit_interval():
+    rng = np.random.default_rng(7)
+    a = rng.normal(size=(40, 40))
+    b = a + 0.7 * rng.normal(size=(40, 40))
+    x, y = ((m - m.min()) / (m.max() - m.min()) for m in (a, b))
+
+    def mean(values):
+        # Windows of 11 x 11 with Gaussian weights of deviation 1.5, where they fit into the map.
+        return ndimage.gaussian_filter(values, 1.5, truncate=3.5)[5:-5, 5:-5]
+
+    # scikit-image takes the sample covariance of 121 pixels.
+    unbiased = 121 / 120
+    cov = unbiased * (mean(x * y) - mean(x) * mean(y))
+    variances = unbiased * (mean(x * x) - mean(x) ** 2 + mean(y * y) - mean(y) ** 2)
+    c1, c2 = 0.01**2, 0.03**2
+    local = (2 * mean(x) * mean(y) + c1) * (2 * cov + c2) / ((mean(x) ** 2 + mean(y) ** 2 + c1) * (variances + c2))
+    assert similarity(a, b)["ssim"] == pytest.approx(local.mean(), abs=1e-9)
+    assert 0.3 < local.mean() < 0.9
+
+
+@pytest.mark.parametrize(("side", "cell"), [(32, 2), (56, 4), (112, 8)])
+def test_gradients_are_compared_in_cells_of_a_fourteenth_of_the_side(side, cell):
+    rng = np.random.default_rng(side)
+    a = rng.normal(size=(side, side))
+    b = a + rng.normal(size=(side, side))
+    histograms = [hog((m - m.min()) / np.ptp(m), 9, (cell, cell), (2, 2)) for m in (a, b)]
+    assert similarity(a, b)["hog"] == pytest.approx(np.corrcoef(*histograms)[0, 1], abs=1e-9)
+
+
+def test_unrelated_noise_is_like_nothing():
+    # Rank correlations of 56 x 56 independent pixels have deviation 1 / sqrt(3135) = 0.018. The others have mean and deviation 0.02 to 0.03
+    # (100 draws): SSIM's windows and HOG's blocks overlap and both hold numbers above 0. Four deviations or more are granted.
+    rng = np.random.default_rng(4)
+    for _ in range(5):
+        found = similarity(*rng.normal(size=(2, 56, 56)))
+        assert abs(found["spearman"]) < 0.08
+        assert abs(found["spearman_absolute"]) < 0.08
+        assert abs(found["ssim"]) < 0.12
+        assert abs(found["hog"]) < 0.15
+
+
+@pytest.mark.parametrize("value", [0.0, -1.5])
+def test_a_constant_map_is_like_nothing(value):
+    flat, noise = np.full((32, 32), value), np.random.default_rng(5).random((32, 32))
+    for pair in ((flat, noise), (noise, flat), (flat, flat)):
+        assert similarity(*pair) == dict.fromkeys(SIMILARITIES, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["one pixel", "two values"])
+def test_maps_whose_magnitudes_are_constant_stay_finite(kind):
+    noise = np.random.default_rng(6).normal(size=(32, 32))
+    heatmap = np.zeros((32, 32)) if kind == "one pixel" else np.sign(noise)
+    if kind == "one pixel":
+        heatmap[3, 4] = 1.0
+    found = similarity(heatmap, noise)
+    assert found["spearman_absolute"] == 0.0
+    assert all(np.isfinite(value) for value in found.values())
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return load_classifier("cifar10-resnet20"), load_images("cifar10-samples", n=2)
+
+
+@pytest.fixture(scope="module")
+def randomised(trained):
+    return layer_randomisation(trained[0], CIFAR_STAGES, trained[1], METHODS, show_progress=False)
+
+
+def test_dims_and_coordinates_of_layer_randomisation(randomised, trained):
+    for name in SIMILARITIES:
+        assert randomised[name].dims == ("mode", "stage", "method", "image")
+        assert randomised[name].shape == (2, 5, 2, 2)
+        assert (abs(randomised[name]) <= 1 + 1e-6).all()
+    assert randomised["mode"].values.tolist() == ["cascading", "independent"]
+    assert randomised.stage.values.tolist() == ["output", "stage3", "stage2", "stage1", "init"]
+    assert randomised.method.values.tolist() == ["gradient", "gaussian"]
+    assert randomised.image.values.tolist() == list(trained[1].ids)
+
+
+def test_a_map_that_ignores_the_net_survives_and_one_that_reads_it_does_not(randomised):
+    # The test the check is for.
+    for name in SIMILARITIES:
+        np.testing.assert_allclose(randomised[name].sel({"method": "gaussian"}), 1.0, atol=1e-6)
+    # 1024 pixels: unrelated ranks have deviation 0.03; nothing but noise is left in the gradients of a random net.
+    last = randomised.sel({"method": "gradient", "mode": "cascading", "stage": "init"})
+    assert (abs(last.spearman) < 0.3).all()
+    assert (last.ssim < 0.6).all()
+    assert (randomised.spearman.sel({"method": "gradient"}) < 0.9).all()
+
+
+def test_cascading_starts_as_independent_does_and_then_goes_further(randomised):
+    gradient = randomised.sel({"method": "gradient"})
+    for name in SIMILARITIES:
+        cascading, independent = (gradient[name].sel({"mode": mode}) for mode in ("cascading", "independent"))
+        # The same net, seed and passes.
+        np.testing.assert_array_equal(cascading.isel(stage=0), independent.isel(stage=0))
+        assert (cascading.isel(stage=slice(1, None)) != independent.isel(stage=slice(1, None))).all()
+
+
+def test_layer_randomisation_against_nets_randomised_by_hand(randomised, trained):
+    classifier, images = trained
+    with torch.no_grad():
+        prediction = classifier(images.images).argmax(1)
+    before = METHODS["gradient"].attribute(classifier, images.images, prediction).numpy()
+    for mode, modules in (("cascading", ["output", "features.stage3", "features.stage2"]), ("independent", ["features.stage2"])):
+        forgetful = load_classifier("cifar10-resnet20")
+        forgetful.net = randomise(forgetful.net, modules)
+        after = METHODS["gradient"].attribute(forgetful, images.images, prediction).numpy()
+        at = randomised.sel({"mode": mode, "stage": "stage2", "method": "gradient"})
+        for i in range(2):
+            expected = stats.spearmanr(before[i].ravel(), after[i].ravel()).statistic
+            # The rounding of two runs may swap ranks of nearly equal pixels.
+            assert at.spearman.values[i] == pytest.approx(expected, abs=1e-3)
+        np.testing.assert_allclose(at.heatmap, after[0], atol=1e-5 * abs(after[0]).max())
+        np.testing.assert_allclose(at.original, before[0], atol=1e-5 * abs(before[0]).max())
+    np.testing.assert_array_equal(randomised.pixels, images.pixels()[0])
+
+
+class TargetAsMap:
+    """A map that tells which label it was asked to explain: its gradient points up, down or across."""
+
+    def attribute(self, classifier, inputs, target, **settings):
+        ramp = torch.arange(inputs.shape[-1]).float()
+        side = ramp[:, None] + 0 * ramp[None]
+        return torch.stack([side * (1 + t) + side.T * (10 - t) for t in target.tolist()])
+
+
+def test_either_prediction_can_be_explained(trained):
+    classifier, images = trained
+    # With seed 0 the random nets predict what the trained one does, with seed 3 something else.
+    for seed, agrees in ((0, True), (3, False)):
+        arguments = {"modes": ["cascading"], "seed": seed, "show_progress": False}
+        original = layer_randomisation(classifier, CIFAR_STAGES, images, {"target": TargetAsMap()}, **arguments)
+        changed = layer_randomisation(classifier, CIFAR_STAGES, images, {"target": TargetAsMap()}, explain="randomised", **arguments)
+        np.testing.assert_allclose(original.spearman, 1.0)
+        np.testing.assert_array_equal(changed.spearman > 1 - 1e-6, agrees)
+        forgetful = load_classifier("cifar10-resnet20")
+        forgetful.net = randomise(forgetful.net, ["output"], seed)
+        with torch.no_grad():
+            same = forgetful(images.images).argmax(1) == classifier(images.images).argmax(1)
+        assert same.tolist() == [agrees, agrees]
+
+
+def test_modes_and_seeds_can_be_chosen(trained, randomised):
+    classifier, images = trained
+    stages = {"output": ("output",)}
+    one = {"gradient": METHODS["gradient"]}
+    arguments = {"modes": ["independent"], "show_progress": False}
+    found = layer_randomisation(classifier, stages, images, one, **arguments)
+    assert found.spearman.shape == (1, 1, 1, 2)
+    np.testing.assert_allclose(found.spearman[0, 0, 0], randomised.spearman.sel({"mode": "independent", "stage": "output"})[0], atol=1e-6)
+    assert (layer_randomisation(classifier, stages, images, one, seed=1, **arguments).spearman != found.spearman).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modes": ["cascading", "sideways"]}, "modes: expected one of .*independent.*, got 'sideways'"),
+        ({"explain": "both"}, "explain: expected one of .*randomised.*, got 'both'"),
+        ({"stages": {"head": ("fc",)}}, r"modules: expected names of modules of CIFARResNet, got \['fc'\]"),
+    ],
+)
+def test_wrong_arguments_are_named(trained, change, message):
+    arguments = {"stages": CIFAR_STAGES, "images": trained[1], "methods": METHODS} | change
+    with pytest.raises(ValueError, match=message):
+        layer_randomisation(trained[0], **arguments, show_progress=False)
