@@ -1,4 +1,8 @@
-"""Files from elsewhere: fetched under a temporary name, checked, then renamed; archives are unpacked the same way."""
+"""Downloads: files are fetched under a temporary name, checked, then renamed; archives are unpacked the same way.
+
+Pooch was tried: it knows neither resuming, locks, checksums of which only the first digits are published, checksums of a zip's member,
+nor archives unpacked whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ TIMEOUT = (10, 60)
 """Seconds to connect, and seconds without a byte."""
 
 TRIES = 3
-"""How often a broken transfer is taken up in one call."""
+"""How often one call resumes a broken transfer."""
 
 ALGORITHMS = ("sha256", "sha1", "md5")
 
@@ -41,36 +45,34 @@ def fetch(
     download: bool = True,
     show_progress: bool = True,
 ) -> Path:
-    """The file at `path`, downloaded if it is not there with the right checksum.
+    """The file at `path`; it is downloaded unless a file with the right checksum is there.
 
-    An interrupted download stays as `path.part` and is taken up where it stopped if the server can. Nothing is at `path` before its
-    checksum matched. Processes that want the same file wait for the one that fetches it. A file is hashed once a process, and again
-    when its size or time has changed.
+    An interrupted download stays as `path.part`; the next call resumes it if the server can. A file appears at `path` only after its
+    checksum matched. Only one process downloads a file, others wait. A file is hashed once per process, and again after it changed.
 
     Args:
-        url: where it is.
-        path: where it goes; folders are made.
-        checksum: `"sha256:..."`, `"sha1:..."` or `"md5:..."`; the first 8 hexadecimal digits or more.
-        title: what it is called in messages; default the name of the file.
-        zipped: whether `url` gives a zip that has the file in it, by its name; the checksum is the file's.
-        hint: added to the message where it cannot be fetched.
-        download: whether a missing file may be fetched.
-        show_progress: a bar over the bytes.
+        url: where to download it from.
+        path: where to put it; missing folders are made.
+        checksum: `"sha256:..."`, `"sha1:..."` or `"md5:..."`, with at least the first 8 hexadecimal digits.
+        title: its name in messages; default the file's name.
+        zipped: `url` is a zip with a member of the file's name; the checksum is the member's.
+        hint: text added to the message if it cannot be fetched.
+        download: whether a missing file may be downloaded.
+        show_progress: whether to show a progress bar.
 
     Raises:
-        ValueError: a checksum that is none, or another one than that of what came.
-        FileNotFoundError: not there and not to be had; the message says which file to put where.
+        ValueError: `checksum` is malformed, or the downloaded file has another one.
+        FileNotFoundError: the file is missing and cannot be downloaded; the message says which file to put where.
 
     Example:
         >>> fetch("https://example.org/net.pth", "downloads/net.pth", checksum="sha256:0676ba61")  # doctest: +SKIP
         PosixPath('downloads/net.pth')
     """
     path, title = Path(path), title or Path(path).name
-    found = _checksum(path, checksum)
+    part = path.with_name(f"{path.name}.part")
+    found, reason = _checksum(path, checksum), "downloading is switched off"
     if _fits(found, checksum):
         return path
-    part = path.with_name(f"{path.name}.part")
-    reason = "downloading is switched off"
     if download:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -81,21 +83,21 @@ def fetch(
             return path
         except (requests.RequestException, BrokenTransfer) as error:
             reason = _reason(error, url)
-    there = f"is not in {path.parent}" if found is None else f"in {path.parent} is not the right file ({found})"
+    state = f"is not in {path.parent}" if found is None else f"in {path.parent} is not the right file ({found})"
     what = f"the file {path.name} in it ({checksum})" if zipped else f"it ({checksum})"
     kept = f"{part.stat().st_size} bytes are kept in {part.name}: the next try goes on from there. " if part.exists() else ""
     raise FileNotFoundError(
-        f"{title} {there} and could not be fetched ({reason}). {kept}On a machine with a network get {url} and copy {what} to {path}. "
+        f"{title} {state} and could not be fetched ({reason}). {kept}On a machine with a network get {url} and copy {what} to {path}. "
         f"{hint}".rstrip()
     )
 
 
 def verify(path: str | Path, checksum: str) -> Path:
-    """The path, if the file there has that checksum (see `fetch`).
+    """Check a file's checksum (see `fetch`) and return its path.
 
     Raises:
-        ValueError: it has another one.
-        FileNotFoundError: no such file.
+        ValueError: the checksum is another one.
+        FileNotFoundError: there is no such file.
 
     Example:
         >>> verify("downloads/net.pth", "sha256:0676ba61")  # doctest: +SKIP
@@ -111,14 +113,14 @@ def verify(path: str | Path, checksum: str) -> Path:
 
 
 def unpack(archive: str | Path, folder: str | Path) -> Path:
-    """Unpack a tar or zip to `folder`, whole or not at all; a folder that is there is left as it is.
+    """Unpack a tar or zip to `folder`, whole or not at all; an existing folder is left as it is.
 
-    Where everything in the archive is in one folder, that becomes `folder`. Links are refused wherever they point: no archive of the
-    kit has any, and every trick to write outside a folder in spite of tarfile's filter needs one.
+    If the archive has a single folder at its top, that becomes `folder`. Links are refused wherever they point: no archive of the kit
+    has any, and every known way past tarfile's filter needs one.
 
     Raises:
-        ValueError: no tar or zip, a damaged one, or a member that is not a file or folder inside.
-        FileNotFoundError: no such archive.
+        ValueError: not a tar or zip, a damaged one, or one with a link or a member outside its folder.
+        FileNotFoundError: there is no such archive.
 
     Example:
         >>> unpack("downloads/imagenette2.tgz", "downloads/imagenette2")  # doctest: +SKIP
@@ -146,23 +148,24 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
 
 
 def _fetch(url: str, path: Path, part: Path, checksum: str, zipped: bool, title: str | None) -> None:
-    while True:
-        resumed = part.exists()
-        _download(url, part, title)
-        whole = _unzip(part, path.name) if zipped else part
-        size, found = whole.stat().st_size, _hash(whole, checksum)
-        if _fits(found, checksum):
-            os.replace(whole, path)
-            part.unlink(missing_ok=True)
-            return
-        for wrong in {part, whole}:
-            wrong.unlink()
-        # What an interrupted run left may be of another file: then once more from the start.
-        if not resumed:
-            raise ValueError(f"{url}: expected {checksum}, got {found} ({size} bytes); nothing of it was kept")
+    resumed = part.exists()
+    _download(url, part, title)
+    whole = _unzip(part, path.name) if zipped else part
+    size, found = whole.stat().st_size, _hash(whole, checksum.partition(":")[0])
+    if _fits(found, checksum):
+        os.replace(whole, path)
+        part.unlink(missing_ok=True)
+        return
+    for wrong in {part, whole}:
+        wrong.unlink()
+    if not resumed:
+        raise ValueError(f"{url}: expected {checksum}, got {found} ({size} bytes); nothing of it was kept")
+    # What an interrupted run left may be part of another file: once more from the start.
+    _fetch(url, path, part, checksum, zipped, title)
 
 
 def _download(url: str, part: Path, title: str | None) -> None:
+    """Append to `part` what is missing; whether the pieces fit together is left to the checksum."""
     for left in reversed(range(TRIES)):
         try:
             return _transfer(url, part, title)
@@ -172,7 +175,6 @@ def _download(url: str, part: Path, title: str | None) -> None:
 
 
 def _transfer(url: str, part: Path, title: str | None) -> None:
-    """Append what is missing; whether it fits together is left to the checksum."""
     have = part.stat().st_size if part.exists() else 0
     # "identity", and raw bytes below: some servers call a .tgz a gzip-encoded tar, which would be decoded on the way.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -200,7 +202,7 @@ def _reason(error: Exception, url: str) -> str:
 
 
 def _checksum(path: Path, checksum: str) -> str | None:
-    """Checksum of the file there by the same algorithm, None if there is none; kept while the file does not change."""
+    """The file's checksum by the same algorithm, None if there is no file; remembered until the file changes."""
     algorithm, _, digits = checksum.partition(":")
     if algorithm not in ALGORITHMS or len(digits) < 8 or not set(digits) <= set("0123456789abcdef"):
         raise ValueError(f"checksum: expected one of {ALGORITHMS}, a colon and 8 or more of 0-9a-f, got {checksum!r}")
@@ -215,8 +217,7 @@ def _hash_once(path: Path, algorithm: str, *state: int) -> str:
     return _hash(path, algorithm)
 
 
-def _hash(path: Path, checksum: str) -> str:
-    algorithm = checksum.partition(":")[0]
+def _hash(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()}"
 
@@ -226,7 +227,7 @@ def _fits(found: str | None, checksum: str) -> bool:
 
 
 def _unzip(archive: Path, name: str) -> Path:
-    """One member, beside the archive; where it cannot be read, what there is of it, for the checksum to refuse."""
+    """Write one member beside the archive; of a damaged one only the readable part, which the checksum refuses."""
     whole = archive.with_name(f"{name}.unzipped.part")
     with whole.open("wb") as target:
         try:
