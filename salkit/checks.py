@@ -1,4 +1,4 @@
-"""Checks that many modules share. Each names the argument, what was expected and what was got."""
+"""Checks of arguments. Each error names the argument, what was expected and what was got."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 
 
 def is_integer(value: object, least: int = 0) -> bool:
-    """Whether it is an integer, of Python's or NumPy's, and at least `least`; True and 1.0 are none."""
+    """Whether it is an integer (Python's or NumPy's) and at least `least`. True and 1.0 are not integers."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether it is a finite number in `[low, high]`; True is none."""
+    """Whether it is a finite number in `[low, high]`. True is not a number."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and low <= float(value) <= high
 
 
 def check_integer(name: str, value: object, least: int = 0) -> int:
-    """The value as Python's integer.
+    """The value as a Python int.
 
     Raises:
-        ValueError: it is none, or below `least`.
+        ValueError: not an integer, or below `least`.
     """
     if not is_integer(value, least):
         raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
@@ -33,10 +33,10 @@ def check_integer(name: str, value: object, least: int = 0) -> int:
 
 
 def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
-    """The value as Python's float.
+    """The value as a Python float.
 
     Raises:
-        ValueError: it is no finite number, or outside `[low, high]`.
+        ValueError: not a finite number, or outside `[low, high]`.
     """
     if not is_number(value, low, high):
         where = f" in [{low:g}, {high:g}]" if low > -math.inf else ""
@@ -45,10 +45,10 @@ def check_number(name: str, value: object, low: float = -math.inf, high: float =
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices.
+    """Check that a value is one of the choices.
 
     Raises:
-        ValueError: names the setting and the choices.
+        ValueError: names the argument and the choices.
     """
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {tuple(choices)}, got {value!r}")
@@ -63,18 +63,18 @@ def check_settings(
     shares: Sequence[str] = (),
     flags: Sequence[str] = (),
 ) -> None:
-    """Refuse settings out of range; None passes where it is the default.
+    """Check the range of a dataclass's fields. None is accepted where it is the default.
 
     Args:
-        settings: a dataclass.
-        counts: names of those that are integers >= 1.
-        weights: of those that are finite and >= 0.
-        rates: of those that are finite and > 0.
-        shares: of those that are between 0 and 1, exclusive.
-        flags: of those that are True or False.
+        settings: the dataclass.
+        counts: fields that must be integers >= 1.
+        weights: fields that must be finite and >= 0.
+        rates: fields that must be finite and > 0.
+        shares: fields that must lie strictly between 0 and 1.
+        flags: fields that must be True or False.
 
     Raises:
-        ValueError: names the setting, what is expected and what was given.
+        ValueError: names the field, what was expected and what was got.
     """
     kinds = (
         (counts, lambda v: is_integer(v, 1), "an integer >= 1"),
@@ -92,11 +92,11 @@ def check_settings(
 
 
 def check_labels(labels: Sequence[int] | Tensor) -> list[int]:
-    """A label list as Python's integers.
+    """A label list as Python ints.
 
     Raises:
-        TypeError: no sequence, or something else than integers in it.
-        ValueError: empty, negative or equal ones.
+        TypeError: not a sequence of integers.
+        ValueError: empty, or with negative or repeated labels.
     """
     listed = labels.tolist() if isinstance(labels, Tensor) else list(labels) if isinstance(labels, Iterable) else None
     if not isinstance(listed, list) or not all(is_integer(a, -(2**63)) for a in listed):
@@ -107,10 +107,10 @@ def check_labels(labels: Sequence[int] | Tensor) -> list[int]:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Refuse what is no tensor of floating-point numbers.
+    """Check that a value is a tensor of floating-point numbers.
 
     Raises:
-        TypeError: names it and its type.
+        TypeError: names the argument and its type.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
@@ -119,27 +119,27 @@ def check_tensor(name: str, value: object) -> None:
 
 
 def check_images(name: str, images: Tensor) -> None:
-    """Refuse what is no batch of images.
+    """Check that a value is a batch of images.
 
     Raises:
-        TypeError: no floating-point tensor.
-        ValueError: another shape than `(N, 3, H, W)`, none at all, or values that are not finite.
+        TypeError: not a floating-point tensor.
+        ValueError: a shape other than `(N, 3, H, W)`, an empty batch, or values that are not finite.
     """
     check_tensor(name, images)
     if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[-2:]) < 1:
         raise ValueError(f"{name}: expected shape (N, 3, H, W), got {tuple(images.shape)}")
     if not len(images):
         raise ValueError(f"{name}: expected at least one image, got none")
-    # The extremes tell: they are NaN where anything is, and take no memory.
+    # Minimum and maximum are NaN if any value is, and need no memory of the images' size.
     if not torch.stack(images.detach().aminmax()).isfinite().all():
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
 
 
 def check_out(name: str, path: Path | None, suffix: str) -> None:
-    """Refuse a file that could not be written, or whose name promises something else than it would hold.
+    """Check that an output file can be written and has the right suffix. None is accepted.
 
     Raises:
-        ValueError: another suffix, a folder of that name, or a file where its folder would be.
+        ValueError: a wrong suffix, a folder of that name, or a file in the place of its folder.
     """
     if path is None:
         return

@@ -1,4 +1,4 @@
-"""The progress bar that long loops share."""
+"""The progress bar of long loops."""
 
 from __future__ import annotations
 
@@ -9,5 +9,6 @@ from tqdm import tqdm
 
 
 def progress_bar(iterable: Iterable[Any] | None, show: bool, **settings: Any) -> Any:
-    """A tqdm bar, or its silent twin; left to itself a bar heeds `TQDM_DISABLE`, which an explicit `disable=False` would override."""
+    """A tqdm bar, shown if `show` is true and `TQDM_DISABLE` is not set."""
+    # Without `disable`, as `disable=False` would override TQDM_DISABLE.
     return tqdm(iterable, **settings) if show else tqdm(iterable, disable=True)

@@ -1,4 +1,4 @@
-"""Data sets before decoding: packaged samples, CIFAR-10, Imagenette and image folders; how a file becomes pixels."""
+"""Data sets as files: packaged samples, CIFAR-10, Imagenette and image folders, and how a file becomes pixels."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ CIFAR10_IMAGES_PER_FILE = 10_000
 IMAGENETTE_URL = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2.tgz"
 IMAGENETTE_CHECKSUM = "md5:fe2fc210e6bb7c5664d602c3cd71e612"
 IMAGENET_SAMPLE_LABELS = (99, 243, 455, 471, 541, 559, 741, 853, 915, 949)
-"""The label list of the embedded default: the ten classes of the packaged ImageNet samples that EfficientNet-Lite0 is surest of, as
-Imagenette's ten were chosen for being easy."""
+"""Ten classes of the packaged ImageNet samples: those that EfficientNet-Lite0 classifies most confidently. Imagenette's ten were chosen
+for being easy, too."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a file becomes an input: shorter side to `resize`, centre crop to `size`, then `(pixel - mean) / std`."""
+    """From image file to input: shorter side to `resize`, centre crop to `size`, then `(pixel - mean) / std`."""
 
     resize: int
     size: int
@@ -61,7 +61,7 @@ PREPROCESSING = {
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A data set before decoding: names, labels and how to open image i as RGB."""
+    """A data set before decoding: ids, labels and a function that opens image i as RGB."""
 
     ids: Sequence[str]
     labels: Sequence[int]
@@ -76,7 +76,7 @@ class ImageFiles:
 
 
 def data_dir() -> Path:
-    """Where the kit's own files are: `$SALKIT_DATA`, else `data/` of the checkout, else the installed copy."""
+    """Folder of the kit's own files: `$SALKIT_DATA`, else `data/` of the checkout, else the installed copy."""
     checkout = Path(__file__).resolve().parents[2] / "data"
     default = checkout if (checkout / "paper").is_dir() else Path(sys.prefix) / "share" / "salkit"
     return Path(os.environ.get("SALKIT_DATA", default))
@@ -90,7 +90,7 @@ def open_images(
     download: bool = True,
     preprocessing: str | None = None,
 ) -> ImageFiles:
-    """A data set by name with nothing decoded yet; arguments and errors as for `load_images`.
+    """A data set by name, not yet decoded; arguments and errors as in `load_images`.
 
     Example:
         >>> open_images("imagenet-samples").labels[:3]
@@ -155,7 +155,7 @@ def _cifar10(root: Path, split: str, download: bool) -> ImageFiles:
 
 
 def _cifar10_records(path: Path) -> np.ndarray:
-    """Records of a batch of the binary version, `(N, 1 + 3 * 32 * 32)` uint8: the label, then the red, green and blue plane."""
+    """Records of a binary CIFAR-10 file, `(N, 1 + 3 * 32 * 32)` uint8: label, then the red, green and blue plane."""
     if not path.is_file():
         raise FileNotFoundError(f"CIFAR-10: expected {path}, which is missing; delete {path.parent} to have it unpacked anew")
     values, length = np.fromfile(path, np.uint8), 1 + 3 * 32 * 32
@@ -194,10 +194,10 @@ def _folder(folder: Path, preprocessing: str) -> ImageFiles:
 
 
 def _open(path: Path) -> Image.Image:
-    """An image file as RGB, the right way up; of several frames the first.
+    """Open an image file as RGB, turned as its EXIF says; only the first frame is read.
 
     Raises:
-        ValueError: no image, a damaged or a huge one, or one whose pixels have a range it does not tell.
+        ValueError: not an image, a damaged or a huge one, or pixels of unknown range.
     """
     with path.open("rb") as file:
         try:
@@ -205,7 +205,7 @@ def _open(path: Path) -> Image.Image:
                 return _rgb(image)
         except UnidentifiedImageError as error:
             raise ValueError(f"{path}: expected an image, got {'none PIL knows' if path.stat().st_size else 'an empty file'}") from error
-        except Exception as error:  # each of PIL's decoders has its own kinds for damaged files
+        except Exception as error:  # PIL's decoders raise many kinds of errors for damaged files
             raise ValueError(f"{path}: expected an image in one piece with 8 or 16 bits a channel, got {error}") from error
 
 
@@ -216,7 +216,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # broken EXIF says nothing about the pixels, which are there
+    except Exception:  # the EXIF is broken, the pixels are not
         pass
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode!r}: 32 bits a pixel, which could mean any range")
@@ -230,7 +230,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _number_classes(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Class names and the index of each folder: CIFAR-10's or ImageNet's when the folders carry their names, else alphabetical."""
+    """Class names and each folder's index: CIFAR-10's or ImageNet's if all folders have their names, else in alphabetical order."""
     imagenet = {name: i for i, name in enumerate(imagenet_classes())} | IMAGENETTE_WNIDS
     cifar = {name: i for i, name in enumerate(CIFAR10_CLASSES)}
     for known, class_names in ((cifar, CIFAR10_CLASSES), (imagenet, imagenet_classes())):

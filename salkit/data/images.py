@@ -1,6 +1,6 @@
-"""Images: packaged samples, CIFAR-10, Imagenette and any folder, all as one `ImageSet`.
+"""Images as an `ImageSet`: packaged samples, CIFAR-10, Imagenette and any folder.
 
-Images are kept in normalised space, `(pixel - mean) / std`, so that 0 is the gray of the paper and of Captum's default baseline.
+Images are normalised, `(pixel - mean) / std`, so that 0 is the gray of the paper and of Captum's default baseline.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ class ImageSet:
 
     Attributes:
         images: `(N, 3, H, W)` float32 (or float64), normalised, finite.
-        labels: `(N,)` int64 indices into `class_names`; -1 where a folder does not tell.
-        ids: one stable name an image; every random draw for the image is seeded by it.
+        labels: `(N,)` int64 indices into `class_names`; -1 if unknown.
+        ids: a stable, unique name for each image, from which its random draws are seeded.
         class_names: names of all classes of the data set (1000 for ImageNet's).
-        mean, std: the normalisation that was applied, per channel.
+        mean, std: the normalisation, per channel.
 
     Raises:
-        ValueError: shapes that do not go together, equal ids, images of another type or with values that are not finite.
+        TypeError: images or labels are not tensors.
+        ValueError: shapes that do not fit, repeated ids, or images of another dtype or with values that are not finite.
 
     Example:
         >>> images = load_images("cifar10-samples")
@@ -56,7 +57,7 @@ class ImageSet:
             raise ValueError(f"images: expected shape ({n}, 3, H, W) for {n} ids, got {tuple(self.images.shape)}")
         if self.images.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"images: expected float32 or float64, got {self.images.dtype}")
-        # The extremes tell: they are NaN where anything is, and take no memory.
+        # Minimum and maximum are NaN if any value is, and need no memory of the images' size.
         if self.images.numel() and not torch.stack(self.images.aminmax()).isfinite().all():
             bad = [i for i, image in zip(self.ids, self.images, strict=True) if not image.isfinite().all()]
             raise ValueError(f"images: expected finite values, got NaN or infinity in {len(bad)} of {n} images, first {bad[0]!r}")
@@ -74,7 +75,7 @@ class ImageSet:
         """The images at `indices`, in that order.
 
         Raises:
-            ValueError: no integers, or some outside the set.
+            ValueError: not integers, or out of range.
         """
         index = torch.as_tensor(indices)
         if len(index) and (index.dtype != torch.int64 or index.min() < -len(self) or index.max() >= len(self)):
@@ -97,11 +98,11 @@ class ImageSet:
         return self.subset(first), self.subset(np.setdiff1d(np.arange(len(self)), first).tolist())
 
     def with_labels(self, labels: Sequence[int]) -> ImageSet:
-        """Only the images whose label is one of `labels`."""
+        """The images whose label is one of `labels`."""
         return self.subset(torch.isin(self.labels, torch.tensor(check_labels(labels))).nonzero().flatten())
 
     def pixels(self) -> Tensor:
-        """The images as people see them: `(N, H, W, 3)` in [0, 1]."""
+        """The images to look at: `(N, H, W, 3)` in [0, 1]."""
         return denormalise(self.images, self.mean, self.std)
 
 
@@ -126,22 +127,22 @@ def load_images(
 
     Args:
         name: `"cifar10-samples"` and `"imagenet-samples"` (20 images each, inside the wheel `foolbox`), `"cifar10"`,
-            `"imagenette"` (downloaded, checksums verified), or `"folder:PATH"`: one sub-folder a class, or images only. Folders
-            named after the classes of CIFAR-10 or ImageNet (name or Imagenette's WordNet id) get those indices, others are
+            `"imagenette"` (downloaded, checksums verified), or `"folder:PATH"` with one sub-folder per class, or with images only.
+            Sub-folders named after classes of CIFAR-10 or ImageNet (or Imagenette's WordNet ids) get those indices, others are
             numbered in alphabetical order.
         split: `"test"` or `"train"`, for the downloaded data sets.
-        n: how many images to draw (before anything is decoded); None for all.
-        seed: of that draw.
-        root: where downloads are; default `data/downloads` of the kit.
-        download: whether a missing data set may be fetched.
+        n: number of images to draw at random; None for all.
+        seed: seed of that draw.
+        root: folder of the downloads; default `data/downloads` of the kit.
+        download: whether a missing data set may be downloaded.
         preprocessing: `"cifar10"` or `"imagenet"`, for folders (default `"imagenet"`).
-        show_progress: a bar while decoding.
+        show_progress: whether to show a progress bar.
 
     Raises:
-        ValueError: unknown name, split or preprocessing, more images asked for than there are, or a file that is no image, damaged,
-            or of pixels whose range it does not tell.
-        FileNotFoundError: no such folder or no image in it; a data set that is missing and cannot be fetched (the message says
-            what to put where).
+        ValueError: an unknown name, split or preprocessing, more images than there are, or a file that is not an image, is damaged
+            or has pixels of unknown range.
+        FileNotFoundError: no such folder or no image in it, or a data set that cannot be downloaded; the message says which file to
+            put where.
 
     Example:
         >>> load_images("imagenet-samples", n=5).images.shape
@@ -161,9 +162,9 @@ def load_images(
 
 
 def load_distractors(name: str, *, n: int = 1000, seed: int = 0, **settings: Any) -> ImageSet:
-    """The pool that random-image infill draws from: training images; for packaged samples and folders the images themselves.
+    """The images that random-image infill draws from: `n` training images; for packaged samples and folders, all their images.
 
-    Methods never use the explained image as its own distractor, so for the samples the pool is "the other samples".
+    No method draws the explained image itself, so the samples are filled with the other samples.
     """
     if name in ("cifar10", "imagenette"):
         return load_images(name, split="train", n=n, seed=seed, **settings)

