@@ -21,7 +21,7 @@ export MALLOC_ARENA_MAX ?= 1
 READY := $(ENV)/.salkit-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce runs plan test test-fast test-faults test-notebooks record bench lab lint clean
+.PHONY: help env reproduce runs plan test test-fast test-faults test-portable test-notebooks record bench lab lint clean
 
 help:  ## this list
 	@echo "usage: make TARGET [PROFILE=smoke|demo|paper] [NOTEBOOK=03] [OUTPUT=runs/demo] [STORE=FOLDER] [EXECUTOR=dask WORKERS=2] [SCHEDULE=fast] [PRECISION=auto]"; echo
@@ -53,6 +53,9 @@ test-fast: $(READY)  ## unit tests and the examples in the docstrings, about a m
 
 test-faults: $(READY)  ## 50 kills at random moments and other faults of a real run, about five minutes
 	$(PY) -m pytest -o addopts="" -m faults tests -s
+
+test-portable: $(READY)  ## the tests that depend on kernels, under five combinations of instruction sets and threads, a line each
+	$(PY) tests/portable.py
 
 test-notebooks: $(READY)  ## re-execute the notebooks (demo) and compare with their committed outputs
 	rm -rf runs/notebook

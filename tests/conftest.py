@@ -15,8 +15,8 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="salkit-tests-")
 measured_file().parent.mkdir()
 measured_file().write_text('{"another machine": 1}')
 
-# Small nets gain nothing from a second thread, and two that wait for each other on a busy core lose much.
-torch.set_num_threads(1)
+# Small nets gain nothing from a second thread, and two that wait for each other on a busy core lose much. `make test-portable` sets two.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,14 @@ from salkit.atomic import atomic_write
 def test_a_file_is_replaced_when_it_is_complete_and_never_before(tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("old")
-    with pytest.raises(KeyError), atomic_write(path) as part:
-        part.write_text("half")
-        raise KeyError
+
+    def fail():
+        with atomic_write(path) as part:
+            part.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert [p.name for p in tmp_path.iterdir()] == ["scores.csv"], "no half-written file stays"
     assert path.read_text() == "old"
     with atomic_write(str(path)) as part:

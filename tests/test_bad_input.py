@@ -39,13 +39,14 @@ from salkit.models.passes import batch_size
 from salkit.models.training import Recipe
 from salkit.models.zoo import cifar10_net
 from salkit.report.reproduce import reproduce
-from salkit.saliency_metric import saliency_metric
+from salkit.saliency_metric import choose_alpha, saliency_metric
 from salkit.scores import Protocol, completeness, soundness, worst_case
 from salkit.studies import costs, profiles, theory
 from salkit.studies.runs import Runs
 from salkit.studies.sanity import layer_randomisation
 
 NAN, INF = float("nan"), float("inf")
+OTHER_DTYPES = (torch.uint8, torch.int64, torch.float16, torch.complex64)
 
 
 class Net(nn.Module):
@@ -120,6 +121,7 @@ def kit(tmp_path, monkeypatch):
 
     kit.score, kit.explain, kit.file = score, explain, file
     kit.curve, kit.deletion, kit.metric = (partial(call, f) for f in (insertion_curve, deletion_curve, saliency_metric))
+    kit.threshold = partial(call, choose_alpha)
     kit.random = partial(explain, Random())
     kit.wrong_net = lambda change: score(classifier=Classifier(Net(change)), store=None)
     kit.says = lambda answer: score(methods={"mine": Says(answer)}, store=None)
@@ -200,6 +202,8 @@ TABLE = [
     (lambda k: k.metric(heatmaps=k.heatmaps[:0]), ValueError, r"heatmaps: expected shape \(2, 8, 8\) .* got \(0, 8, 8\)"),
     (lambda k: k.curve(heatmaps=spoiled(k.heatmaps, NAN)), ValueError, "heatmaps: expected finite values, got NaN or infinity"),
     (lambda k: k.metric(heatmaps=spoiled(k.heatmaps, INF)), ValueError, "heatmaps: expected finite values, got NaN"),
+    (lambda k: k.threshold(heatmaps=spoiled(k.heatmaps, NAN)), ValueError, "heatmaps: expected finite values, got NaN"),
+    (lambda k: k.threshold(target=k.target[:1]), ValueError, r"target: expected shape \(2,\), one label a pair, got \(1,\)"),
     (lambda k: insertion_curves_all_labels(Net(), k.images, k.heatmaps), TypeError, "classifier: expected a salkit.* got Net"),
     (lambda k: k.curve(baseline=torch.zeros(7)), ValueError, r"baseline: expected a shape that broadcasts to \(2, 3, 8, 8\), got \(7,\)"),
     (lambda k: k.curve(baseline=NAN), ValueError, "baseline: expected a finite number, got nan"),
@@ -236,8 +240,13 @@ TABLE = [
     (lambda k: image_set(labels=[0, 1]), TypeError, "labels: expected a torch.Tensor, got list"),
     (lambda k: image_set(images=spoiled(k.images, NAN)), ValueError, "images: .* got NaN or infinity in 1 of 2 images, first 'a'"),
     (lambda k: image_set(images=spoiled(k.images, INF)), ValueError, "images: expected finite values, got NaN or infinity"),
-    (lambda k: image_set(images=k.images.byte()), ValueError, "images: expected float32 or float64, got torch.uint8"),
+    *each(
+        (torch.uint8, torch.int64, torch.float16, torch.complex64),
+        lambda k, v: image_set(images=k.images.to(v)),
+        "images: expected float32 or float64",
+    ),
     (lambda k: image_set(images=k.images[:, :2]), ValueError, r"images: expected shape \(2, 3, H, W\) for 2 ids, got \(2, 2, 8, 8\)"),
+    (lambda k: image_set(images=k.images[:1]), ValueError, r"images: expected shape \(2, 3, H, W\) for 2 ids, got \(1, 3, 8, 8\)"),
     (lambda k: image_set(ids=("a", "a")), ValueError, "ids: expected unique names, got 'a' more than once"),
     (lambda k: image_set(labels=torch.zeros(2, 1, dtype=torch.int64)), ValueError, r"labels: expected shape \(2,\) of int64, got \(2, 1\)"),
     (lambda k: image_set(labels=torch.zeros(2)), ValueError, r"labels: expected shape \(2,\) of int64, got \(2,\) of torch.float32"),
@@ -265,6 +274,7 @@ TABLE = [
     (lambda k: get_method("random", "slow"), ValueError, r"preset: expected one of \('source', 'fast'\), got 'slow'"),
     (lambda k: get_method("learned_mask", steps=3), TypeError, r"settings: expected some of \['scale', .* got \['steps'\]"),
     (lambda k: LearnedMask(infill="white"), ValueError, r"infill: expected one of \('random_image', 'gray', 'blur'\), got 'white'"),
+    (lambda k: LearnedMask(schedule="fast", lr=0.0), ValueError, "lr: expected a positive, finite number, got 0.0"),
     (lambda k: LearnedMask(loss="mse"), ValueError, r"loss: expected one of \('nll', 'released'\), got 'mse'"),
     (lambda k: k.explain(get_method("fong_vedaldi", mask_size=9)), ValueError, r"mask_size: expected .* sides \(8, 8\), got 9"),
     (lambda k: k.explain(get_method("grad_cam", layer="top")), ValueError, "layer: expected the name of a module of Net, got 'top'"),

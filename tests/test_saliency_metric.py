@@ -49,11 +49,9 @@ def drawn_pairs(n, side, seed=0):
 
 
 class Counting(nn.Module):
-    """Channel means, and how many images and which batch sizes it saw."""
+    """Channel means; keeps the batch sizes that it saw, in a list that copies of the net share."""
 
-    def __init__(self):
-        super().__init__()
-        self.sizes = []
+    sizes = []  # noqa: RUF012
 
     def forward(self, inputs):
         self.sizes.append(len(inputs))
@@ -238,8 +236,9 @@ def test_equal_boxes_of_a_pair_are_evaluated_once():
     inputs, target, heatmaps = drawn_pairs(5, 12)
     distinct = sum(len({box_by_loops(heatmap, alpha) for alpha in ALPHAS}) for heatmap in heatmaps.numpy())
     assert 5 < distinct < 5 * len(ALPHAS), "some boxes are equal, not all"
+    Counting.sizes.clear()
     choose_alpha(classifier, inputs, target, heatmaps)
-    assert sum(classifier.net.sizes) == distinct
+    assert sum(Counting.sizes) == distinct
 
 
 def test_boxes_of_two_pairs_are_never_mixed_up(mean_pixel):
@@ -258,33 +257,12 @@ def test_batches_change_nothing_but_the_size_of_a_pass():
     all_at_once = saliency_metric(Classifier(Counting()), inputs, target, heatmaps, 0.4)
     for size in (1, 2, 3, 7, 100):
         counting = Classifier(Counting(), labels=[0, 1, 2])
+        Counting.sizes.clear()
         # Float32 sums may round differently in batches of another size.
         torch.testing.assert_close(
             saliency_metric(counting, inputs, target, heatmaps, 0.4, internal_batch_size=size), all_at_once, atol=1e-5, rtol=0
         )
-        assert max(counting.net.sizes) <= size
-        assert sum(counting.net.sizes) == 7
+        assert max(Counting.sizes) <= size
+        assert sum(Counting.sizes) == 7
     one_by_one = [saliency_metric(Classifier(Counting()), inputs[i : i + 1], target[i : i + 1], heatmaps[i : i + 1], 0.4) for i in range(7)]
     torch.testing.assert_close(torch.cat(one_by_one), all_at_once, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"alpha": -0.1}, r"alpha: expected a finite number in \[0, 1\], got -0.1"),
-        ({"alpha": 1.01}, r"alpha: expected a finite number in \[0, 1\], got 1.01"),
-        ({"alpha": float("nan")}, "alpha: expected a finite number"),
-        ({"rule": "otsu"}, "rule: expected one of .*largest_component.*, got 'otsu'"),
-        ({"heatmaps": torch.zeros(2, 4, 4)}, r"heatmaps: expected shape \(2, 8, 8\)"),
-        ({"heatmaps": torch.zeros(1, 8, 8)}, r"heatmaps: expected shape \(2, 8, 8\)"),
-        ({"heatmaps": torch.full((2, 8, 8), torch.nan)}, "heatmaps: expected finite values"),
-        ({"target": torch.tensor([0])}, r"target: expected shape \(2,\)"),
-    ],
-)
-def test_wrong_arguments_are_named(mean_pixel, change, message):
-    arguments = {"inputs": torch.zeros(2, 3, 8, 8), "target": torch.tensor([0, 1]), "heatmaps": torch.rand(2, 8, 8)} | change
-    with pytest.raises(ValueError, match=message):
-        saliency_metric(mean_pixel, **arguments)
-    if not {"alpha", "rule"} & set(change):
-        with pytest.raises(ValueError, match=message):
-            choose_alpha(mean_pixel, **arguments)

@@ -17,7 +17,12 @@ def settings(reference_classifier):
     """Settings at which a method takes no time on the small net; the maskers are untrained ones for it."""
     taps, side = ("0", "2"), 32
     maskers = {kind: make_masker(reference_classifier, taps, MaskerRecipe(kind, widths=(4,)), side) for kind in ("dabkowski_gal", "phang")}
-    sizes = {"learned_mask": FAST, "igos_pp": {"n_steps": 2, "n_path": 2}, "fong_vedaldi": {"n_steps": 6}, "rise": {"n_masks": 40}}
+    sizes = {
+        "learned_mask": FAST,
+        "igos_pp": {"n_steps": 3, "n_path": 2, "l1": 0.0, "tv": 0.0},
+        "fong_vedaldi": {"n_steps": 6},
+        "rise": {"n_masks": 40},
+    }
     return lambda name: {"masker": maskers[name]} if name in maskers else sizes.get(name, {})
 
 
@@ -100,6 +105,7 @@ def test_every_method_keeps_the_protocol(reference_classifier, reference, images
     assert heatmaps.dtype == torch.float32
     assert not heatmaps.requires_grad
     assert torch.isfinite(heatmaps).all()
+    assert heatmaps.std() > 0.01
     assert torch.equal(inputs, before)
     assert not inputs.requires_grad
     again = method.attribute(reference_classifier, inputs, target, distractors=images, seed=3, ids=list("abcd"))
@@ -122,25 +128,15 @@ def test_seed_id_and_label_each_change_the_draws(reference_classifier, reference
     assert not torch.equal(other_label[1], base[1])
 
 
-@pytest.mark.parametrize(("name", "label"), [("learned_mask", 0), ("gradient_x_input", 0), ("gradient_x_input", 1)])
-def test_maps_find_the_quadrant_the_net_looks_at(quadrant, images, name, label, settings):
-    inputs = images.abs() if label == 0 else -images.abs()
-    method = get_method(name, **(settings(name) | ({"infill": "gray"} if name == "learned_mask" else {})))
-    target = torch.full((5,), label)
-    heatmaps = method.attribute(quadrant, inputs, target, distractors=-inputs)
-    assert (heatmaps[:, :16, :16].mean((1, 2)) > heatmaps[:, 16:, 16:].mean((1, 2))).all()
-    right, wrong = (auc(insertion_curve(quadrant, inputs, target, sign * heatmaps, n_steps=16)) for sign in (1, -1))
-    assert (right > wrong + 0.05).all(), "a map of the wrong polarity would come out the other way"
-
-
-@pytest.mark.parametrize("infill", ["random_image", "blur"])
+@pytest.mark.parametrize("infill", ["gray", "random_image", "blur"])
 def test_masks_find_the_quadrant_whatever_fills_the_rest(quadrant, images, infill):
-    inputs = torch.zeros_like(images)
+    inputs, target = torch.zeros_like(images), torch.zeros(5, dtype=torch.int64)
     inputs[..., 8:16, 8:16] = 4.0  # at the quadrant's corner, so that blurring carries it out
-    masks = LearnedMask(**{**FAST, "infill": infill, "n_steps": 30, "l1": 1e-6}).attribute(
-        quadrant, inputs, torch.zeros(5, dtype=torch.int64), distractors=torch.zeros_like(images) - 1
-    )
+    method = LearnedMask(**FAST | {"infill": infill, "n_steps": 30, "l1": 1e-6})
+    masks = method.attribute(quadrant, inputs, target, distractors=torch.zeros_like(images) - 1)
     assert (masks[:, 8:16, 8:16].mean((1, 2)) > masks[:, 16:, 16:].mean((1, 2)) + 0.1).all()
+    right, wrong = (auc(insertion_curve(quadrant, inputs, target, sign * masks, n_steps=16)) for sign in (1, -1))
+    assert (right > wrong + 0.05).all(), "a map of the wrong polarity would come out the other way"
 
 
 def test_more_total_variation_weight_gives_smoother_masks(reference_classifier, reference, images):
@@ -218,52 +214,6 @@ def test_centered_gaussian_is_symmetric_and_falls_with_the_distance(reference_cl
     assert torch.equal(heatmap, heatmap.flip(0))
     assert torch.equal(heatmap, heatmap.flip(1))
     assert (heatmap[15, 16:].diff() < 0).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "setting", "message"),
-    [
-        ("learned_mask", {"scale": 0}, "scale: expected an integer >= 1, got 0"),
-        ("learned_mask", {"n_steps": 2.5}, "n_steps"),
-        ("learned_mask", {"n_distractors": 0}, "n_distractors"),
-        ("learned_mask", {"schedule": "slow"}, "schedule"),
-        ("learned_mask", {"schedule": "fast", "lr": 0.0}, "lr"),
-        ("learned_mask", {"precision": "float16"}, "precision"),
-        ("learned_mask", {"tv": -1.0}, "tv: expected a finite weight >= 0, got -1.0"),
-        ("learned_mask", {"l1": float("nan")}, "l1"),
-        ("learned_mask", {"lr": 0.0}, "lr: expected a positive, finite number, got 0.0"),
-        ("learned_mask", {"infill": "white"}, "infill: expected one of"),
-        ("learned_mask", {"loss": "mse"}, "loss: expected one of"),
-        ("gradient_x_input", {"reduction": "max"}, "reduction: expected one of \\('sum', 'abs_sum'\\), got 'max'"),
-        ("centered_gaussian", {"sigma": 0.0}, "sigma: expected a positive"),
-        ("lime", {}, r"name: expected one of .* got 'lime'"),
-    ],
-)
-def test_wrong_settings_are_named(name, setting, message):
-    with pytest.raises(ValueError, match=message):
-        get_method(name, **setting)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"target": torch.tensor([0, 10])}, ValueError, "target: expected indices"),
-        ({"target": torch.tensor([-1, 0])}, ValueError, "target: expected indices"),
-        ({"target": torch.tensor([0.0, 1.0])}, TypeError, "target: expected int64"),
-        ({"inputs": torch.full((2, 3, 32, 32), float("inf"))}, ValueError, "inputs: expected finite values"),
-        ({"inputs": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}, TypeError, "inputs: expected a floating-point tensor"),
-        ({"inputs": np.zeros((2, 3, 32, 32))}, TypeError, "inputs: expected a torch.Tensor, got ndarray"),
-        ({"inputs": torch.zeros(0, 3, 32, 32), "target": torch.zeros(0, dtype=torch.int64)}, ValueError, "inputs: expected at least one"),
-        ({"distractors": None}, ValueError, r"distractors: infill='random_image' expects images of shape .* got None"),
-        ({"distractors": torch.zeros(2, 3, 16, 16)}, ValueError, "distractors"),
-        ({"inputs": torch.zeros(2, 3, 30, 30)}, ValueError, r"scale: expected a divisor of the image sides \(30, 30\), got 4"),
-    ],
-)
-def test_wrong_pairs_are_named(images, change, error, message):
-    classifier = Classifier(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), labels=[0, 1])
-    arguments = {"inputs": images[:2], "target": torch.tensor([0, 1]), "distractors": images} | change
-    with pytest.raises(error, match=message):
-        LearnedMask(n_steps=1).attribute(classifier, arguments.pop("inputs"), arguments.pop("target"), **arguments)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from salkit import masking
 from salkit.curves import auc, insertion_curve
-from salkit.methods import FAST, LRP, METHODS, RISE, CaptumMethod, FongVedaldi, GradCAM, IGOSpp, SmoothGrad, get_method
+from salkit.methods import FAST, LRP, METHODS, RISE, FongVedaldi, GradCAM, IGOSpp, SmoothGrad, get_method
 from salkit.methods.base import Cost, method_cost
 from salkit.methods.captum_methods import last_spatial_layer
 from salkit.methods.fong_vedaldi import RADII, _crop
@@ -240,16 +240,6 @@ def test_igos_line_search_that_never_succeeds_takes_the_last_tiny_step(smooth, s
     found = method._line_search(pairs, masks, torch.ones_like(masks))
     # 1, 0.2, 0.04, 0.008, 0.0016 are tried; alpha is float64 here, 0.00032 the first below the least.
     torch.testing.assert_close(found, masks - 0.2**5, atol=1e-7, rtol=0)
-
-
-def test_igos_maps_do_not_depend_on_the_batch(reference_classifier, reference):
-    # Without the regulariser, which keeps the masks of this net at their start.
-    method, inputs, target = IGOSpp(n_steps=4, n_path=3, l1=0.0, tv=0.0), reference["images"], torch.tensor([1, 2, 3, 4])
-    whole = method.attribute(reference_classifier, inputs, target)
-    alone = [method.attribute(reference_classifier, inputs[i : i + 1], target[i : i + 1]) for i in range(4)]
-    # Passes are of one size, so rounding is the same: the accepted steps are, too.
-    torch.testing.assert_close(torch.cat(alone), whole, atol=1e-4, rtol=0)
-    assert whole.std() > 0.01
 
 
 # --- Fong and Vedaldi -----------------------------------------------------------------------------------------------------------------
@@ -716,68 +706,6 @@ def test_fast_presets_are_settings_of_known_methods():
             costs = [c.forward + c.forward_backward for c in (method_cost(fast), method_cost(source))]
             assert costs[0] < costs[1]
     assert get_method("rise", "fast", n_masks=3) == RISE(n_masks=3), "a setting goes before the preset's"
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "message"),
-    [
-        ("rise", {"preset": "slow"}, r"preset: expected one of \('source', 'fast'\), got 'slow'"),
-        ("igos_pp", {"mask_size": 0}, "mask_size: expected an integer >= 1, got 0"),
-        ("igos_pp", {"n_steps": 0}, "n_steps"),
-        ("igos_pp", {"n_path": 1.5}, "n_path: expected an integer >= 1, got 1.5"),
-        ("igos_pp", {"l1": -1.0}, "l1: expected a finite weight >= 0, got -1.0"),
-        ("igos_pp", {"tv": float("inf")}, "tv"),
-        ("igos_pp", {"noise": float("nan")}, "noise"),
-        ("igos_pp", {"alpha": 0.0}, "alpha: expected a positive, finite number, got 0.0"),
-        ("igos_pp", {"least_alpha": -1.0}, "least_alpha"),
-        ("igos_pp", {"sigma": 0.0}, "sigma"),
-        ("igos_pp", {"shrink": 1.0}, "shrink: expected a number between 0 and 1, got 1.0"),
-        ("igos_pp", {"gradient": "exact"}, "gradient: expected one of .*'consistent'.*, got 'exact'"),
-        ("igos_pp", {"internal_batch_size": 0}, "internal_batch_size"),
-        ("fong_vedaldi", {"mask_size": -1}, "mask_size"),
-        ("fong_vedaldi", {"n_steps": 0}, "n_steps"),
-        ("fong_vedaldi", {"lr": 0.0}, "lr"),
-        ("fong_vedaldi", {"l1": -0.1}, "l1"),
-        ("fong_vedaldi", {"tv": float("nan")}, "tv"),
-        ("fong_vedaldi", {"beta": 0.0}, "beta"),
-        ("fong_vedaldi", {"regulariser": "sum"}, "regulariser: expected one of"),
-        ("fong_vedaldi", {"start": "ones"}, "start: expected one of"),
-        ("fong_vedaldi", {"blur_radius": -1.0}, "blur_radius"),
-        ("fong_vedaldi", {"jitter": 0}, "jitter"),
-        ("fong_vedaldi", {"gradient": "none"}, "gradient"),
-        ("fong_vedaldi", {"internal_batch_size": 2.0}, "internal_batch_size"),
-        ("rise", {"n_masks": 0}, "n_masks"),
-        ("rise", {"grid": 0}, "grid"),
-        ("rise", {"keep": 1.0}, "keep: expected a number between 0 and 1, got 1.0"),
-        ("rise", {"keep": float("nan")}, "keep"),
-        ("rise", {"internal_batch_size": 0}, "internal_batch_size"),
-        ("smooth_grad", {"n_samples": 0}, "n_samples"),
-        ("smooth_grad", {"noise_level": -0.1}, "noise_level"),
-        ("smooth_grad", {"reduction": "max"}, "reduction"),
-        ("grad_cam", {"internal_batch_size": 0}, "internal_batch_size"),
-        ("integrated_gradients", {"n_steps": 0}, "n_steps"),
-        ("integrated_gradients", {"internal_batch_size": -2}, "internal_batch_size"),
-        ("lrp", {"rules": "z"}, "rules: expected one of"),
-        ("lrp", {"internal_batch_size": 0}, "internal_batch_size"),
-        ("dabkowski_gal", {"internal_batch_size": 0}, "internal_batch_size"),
-        ("phang", {"internal_batch_size": 0}, "internal_batch_size"),
-    ],
-)
-def test_wrong_settings_are_named(name, settings, message):
-    with pytest.raises(ValueError, match=message):
-        get_method(name, **settings)
-
-
-def test_wrong_settings_of_captum_methods_are_named():
-    for settings, message in (({"output": "z"}, "output"), ({"reduction": "max"}, "reduction"), ({"internal_batch_size": 0}, "internal")):
-        with pytest.raises(ValueError, match=message):
-            CaptumMethod(Saliency, **settings)
-
-
-@pytest.mark.parametrize("name", ["igos_pp", "fong_vedaldi"])
-def test_masks_larger_than_the_image_are_named(quadrant, images, name):
-    with pytest.raises(ValueError, match=r"mask_size: expected at most the image sides \(32, 32\), got 33"):
-        get_method(name, "fast", mask_size=33).attribute(quadrant, images, torch.zeros(5, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
