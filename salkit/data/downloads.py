@@ -1,7 +1,7 @@
 """Downloads: files are fetched under a temporary name, checked, then renamed; archives are unpacked the same way.
 
-Pooch was tried: it knows neither resuming, locks, checksums of which only the first digits are published, checksums of a zip's member,
-nor archives unpacked whole or not at all.
+Pooch was tried. It has no lock between processes, compares complete checksums only (torchvision publishes the first digits), cannot check
+the checksum of a zip's member, and unpacks archives in place without refusing links.
 """
 
 from __future__ import annotations
