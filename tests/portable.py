@@ -27,7 +27,8 @@ def run(capability: str | None, isa: str, threads: int, paths: list[str]) -> boo
     setting = {"ONEDNN_MAX_CPU_ISA": isa, "OMP_NUM_THREADS": str(threads)} | ({"ATEN_CPU_CAPABILITY": capability} if capability else {})
     inherited = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
     ignored = [f"--ignore=tests/{path}" for path in SKIPPED]
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--tb=short", *ignored, *paths]
+    workers = max((os.cpu_count() or 1) // threads, 1)
+    command = [sys.executable, "-m", "pytest", "-q", "-n", str(workers), "--dist", "loadfile", "--tb=short", *ignored, *paths]
     start = time.perf_counter()
     done = subprocess.run(command, env=inherited | setting, capture_output=True, text=True)
     last = (done.stdout + done.stderr).strip().splitlines()[-1]
