@@ -425,7 +425,7 @@ def test_rise_masks_show_a_share_of_every_pixel(keep):
     masks = torch.cat(RISE(n_masks=2000, keep=keep).masks(torch.zeros(3, 30, 32)))
     assert masks.shape == (2000, 1, 30, 32)
     assert masks.min() >= 0
-    assert masks.max() <= 1
+    assert masks.max() <= 1 + 1e-6, "interpolation weights sum to 1 but for rounding"
     # The mean of 2000 values deviates by at most sqrt(p (1 - p) / 2000) = 0.011; 5 deviations over 960 correlated pixels.
     assert (masks.mean(0) - keep).abs().max() < 0.056
     assert len({tuple(m.flatten().tolist()) for m in masks[:100]}) == 100, "cells and shifts differ from mask to mask"
