@@ -109,10 +109,11 @@ def test_a_case_from_search_to_verdicts(net, small, rows_of):
     case = dataclasses.replace(CASES["resnet20"].quick(), labels=LABELS, learning_target=1e9, curves_targets=(1e9, 1e9), **few)
     material = Material(net, LABELS, images, tuple("abcd"))
     limits = Limits(case, material, "cpu")
-    limits.threads = 2  # torch keeps its one
+    limits.threads = 2  # torch keeps its own number
+    before = torch.get_num_threads()
     rows = {row.name: row for row in rows_of(case, material, limits, "cpu")}
     assert rows["salkit float32 / limit"].target == Target(0.95)
     assert {rows[f"limit float32: {name}, 4 a pass, 2 Python threads"].unit for name in ("plain", "folded")} == {"composites/s"}
     verdicts = {row.target.verdict(row.found) for name, row in rows.items() if name.endswith("/ released") and row.target}
     assert "missed by 100.0 %" in verdicts
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
