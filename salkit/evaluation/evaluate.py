@@ -22,7 +22,7 @@ from salkit.engine.store import Store
 from salkit.evaluation.planning import PartMaker, Plan, plan_method
 from salkit.evaluation.results import PHASES, assemble, find_protocol
 from salkit.evaluation.tasks import Labels, Source, as_heatmaps
-from salkit.methods import SaliencyMethod, get_method, same_map_for_all_labels
+from salkit.methods import LearnedMask, SaliencyMethod, get_method, same_map_for_all_labels
 from salkit.methods.base import check_method
 from salkit.methods.masker import MaskerMethod
 from salkit.methods.pairs import check_classifier, check_indices, check_precision, image_ids
@@ -61,7 +61,7 @@ def evaluate(
     one with another setting computes what depends on it (other thresholds nothing, another number of points no maps).
 
     Args:
-        classifier: its softmax scope should be the protocol's; its label list gives the labels.
+        classifier: its label list gives the labels.
         images: an `ImageSet`, or normalised images `(N, 3, H, W)`.
         methods: name -> method, or names of the registry with default settings.
         targets: `(N, k)` int64, k labels of each image (indices into the label list) instead of all of them; the paper's footnote 3
@@ -93,8 +93,8 @@ def evaluate(
 
     Raises:
         TypeError: wrong types.
-        ValueError: wrong values; nothing has been computed then. Without a store also whatever a method raises, or its maps of the wrong
-            shape or not finite.
+        ValueError: wrong values, or a classifier or method that does not follow the protocol; nothing has been computed then. Without a
+            store also whatever a method raises, or its maps of the wrong shape or not finite.
         ShardError: with a store: pairs that could not be computed, by name, after all others were computed and kept.
         StoreError: the store cannot be written, or holds a manifest that somebody changed.
 
@@ -104,6 +104,7 @@ def evaluate(
     """
     chosen, rules = check_methods(methods), find_protocol(protocol)
     inputs, ids, pool = check_scene(classifier, images, distractors)
+    check_protocol(classifier, chosen, rules)
     other = None if held_out is None else check_scene(classifier, held_out, pool, "held_out")
     kept, seed, baseline = kept_counts(inputs[0, 0].numel(), n_steps), check_integer("seed", seed), check_number("baseline", baseline)
     check_choice("deletion", deletion, ("prediction", "all", "none"))
@@ -175,7 +176,7 @@ def _heatmaps(store: Store, plans: Sequence[Plan], size: Sequence[int]) -> np.nd
     for plan in plans:
         assert plan.maps is not None
         kept = torch.from_numpy(store.read(plan.maps.experiment.key)["map"])
-        heatmaps = as_heatmaps(plan.method, kept, size).unflatten(0, plan.labels.explained.shape)
+        heatmaps = as_heatmaps(plan.method, kept, size)
         every.append(heatmaps.expand(-1, plan.labels.targets.shape[1], -1, -1))
     return torch.stack(every).numpy()
 
@@ -232,6 +233,27 @@ def check_methods(methods: Mapping[str, SaliencyMethod] | Sequence[str]) -> dict
     return chosen
 
 
+def check_protocol(classifier: Classifier, methods: Mapping[str, SaliencyMethod], protocol: Protocol) -> None:
+    """Refuse a classifier or learned mask that does not follow the protocol which the results would be labelled with.
+
+    Raises:
+        ValueError: another softmax scope or loss; says what to write instead.
+    """
+    ours, wanted = classifier.softmax_over, protocol.softmax_over
+    if classifier.labels is not None and ours != wanted:
+        raise ValueError(
+            f"classifier: expected softmax_over={wanted!r}, as the protocol has it, got {ours!r}. Write Classifier(..., "
+            f"softmax_over={wanted!r}) (load_classifier takes it, too), or evaluate(..., protocol=Protocol(softmax_over={ours!r}))"
+        )
+    for name, method in methods.items():
+        inner = method.method if isinstance(method, same_map_for_all_labels) else method
+        if isinstance(inner, LearnedMask) and inner.loss != protocol.loss:
+            raise ValueError(
+                f"methods[{name!r}]: expected loss={protocol.loss!r}, as the protocol has it, got {inner.loss!r}. Write "
+                f"LearnedMask(loss={protocol.loss!r}), or evaluate(..., protocol=Protocol(loss={inner.loss!r}))"
+            )
+
+
 def explain(
     classifier: Classifier,
     images: ImageSet,
@@ -261,7 +283,7 @@ def explain(
     engine.store.keep_experiments(name, keys)
     raise_failures(engine.run(list(parts.values()), [source], desc=name), engine.store)
     maps = {title: torch.from_numpy(engine.store.read(part.experiment.key)["map"]) for title, part in parts.items()}
-    return {title: as_heatmaps(method, maps[title], inputs.shape[-2:]) for title, method in methods.items()}
+    return {title: as_heatmaps(method, maps[title], inputs.shape[-2:])[:, 0] for title, method in methods.items()}
 
 
 def _probabilities(maker: PartMaker, sources: Sequence[Source], engine: Engine, keep: bool = False) -> Tensor:

@@ -62,7 +62,7 @@ class SaliencyMethod(Protocol):
 
 
 class LearnedMap:
-    """A method whose maps take long and are made from something small, which is then what is kept of them, in float16.
+    """A method whose maps take long and are made from something small, which is then what is kept of them.
 
     A subclass has `learn`, with the arguments of `attribute`, and `heatmaps`.
     """
@@ -137,9 +137,8 @@ class same_map_for_all_labels:
     ) -> Tensor:
         """Heatmaps of the wrapped method for the predicted label, whatever the target; see `SaliencyMethod.attribute`."""
         check_pairs(classifier, inputs, target)
-        with torch.inference_mode():
-            prediction = torch.cat([classifier(x).argmax(1) for x in inputs.split(64)])
-        return self.method.attribute(classifier, inputs, prediction.clone(), distractors=distractors, seed=seed, ids=ids)
+        prediction = classifier.probabilities(inputs).argmax(1)
+        return self.method.attribute(classifier, inputs, prediction, distractors=distractors, seed=seed, ids=ids)
 
 
 def mask_side(inputs: Tensor, mask_size: int | None) -> int:
