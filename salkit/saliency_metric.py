@@ -63,7 +63,8 @@ def saliency_metric(
     check_heatmaps(inputs, heatmaps)
     check_number("alpha", alpha, 0, 1)
     check_choice("rule", rule, get_args(BoxRule))
-    return _score(classifier, inputs, target, boxes(heatmaps, alpha, rule)[:, None], internal_batch_size).squeeze(1)
+    found = pass_by_pass(lambda row: boxes(heatmaps[row], alpha, rule), range(len(heatmaps)), 1, heatmaps.device)
+    return _score(classifier, inputs, target, found[:, None], internal_batch_size).squeeze(1)
 
 
 def choose_alpha(classifier: Classifier, inputs: Tensor, target: Tensor, heatmaps: Tensor) -> float:

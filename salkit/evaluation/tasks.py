@@ -17,10 +17,10 @@ from salkit import masking, saliency_metric
 from salkit.curves import check_heatmaps, insertion_curves_all_labels
 from salkit.engine.identity import Experiment
 from salkit.engine.store import Arrays, Store
-from salkit.methods.base import LearnedMap, SaliencyMethod, method_cost
+from salkit.methods.base import LearnedMap, SaliencyMethod, heatmaps_one_by_one, method_cost
 from salkit.methods.pairs import label_names
 from salkit.models.classifier import Classifier, resolve_device
-from salkit.models.passes import pass_size
+from salkit.models.passes import pass_by_pass, pass_size
 from salkit.scores import label_correlation
 
 
@@ -201,11 +201,12 @@ class Curves(_PerImage):
                 classifier, inputs, -heatmaps if every else -predicted, targets if every else asked, self.baseline
             )
         if self.blur_games:
-            blurred = masking.rise_blur(inputs)
+            blurred = pass_by_pass(lambda row: masking.rise_blur(inputs[row]), range(len(inputs)), 1, inputs.device)
             for game, sign in (("insertion", 1), ("deletion", -1)):
                 found[f"blur_{game}"] = self._curves(classifier, inputs, sign * predicted, asked, blurred)[:, 0]
         found["tie_share"] = masking.tie_share(heatmaps.flatten(0, 1)).view(len(inputs), -1)
-        found["label_correlation"] = label_correlation(heatmaps, self.seed)
+        alike = pass_by_pass(lambda row: label_correlation(heatmaps[row], self.seed), range(len(inputs)), 1, inputs.device)
+        found["label_correlation"] = alike
         return {name: _numpy(values) for name, values in found.items()}
 
     def _curves(self, classifier: Classifier, inputs: Tensor, heatmaps: Tensor, targets: Tensor, baseline: float | Tensor) -> Tensor:
@@ -299,7 +300,7 @@ def _heatmaps(
 
 def as_heatmaps(method: SaliencyMethod, kept: Tensor, size: Sequence[int]) -> Tensor:
     """Heatmaps `(N, k, H, W)` from what is kept of a method's maps, `(N, k, h, w)`."""
-    return method.heatmaps(kept.flatten(0, 1), size).unflatten(0, kept.shape[:2]) if isinstance(method, LearnedMap) else kept
+    return heatmaps_one_by_one(method, kept.flatten(0, 1), size).unflatten(0, kept.shape[:2]) if isinstance(method, LearnedMap) else kept
 
 
 def _explain(method: SaliencyMethod, source: Source, explained: Tensor, start: int, stop: int, seed: int, kept: bool) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from salkit.methods.pairs import check_pairs
 from salkit.models.classifier import Classifier
+from salkit.models.passes import pass_by_pass
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,13 @@ class LearnedMap:
         ids: Sequence[str] | None = None,
     ) -> Tensor:
         """Heatmaps `(N, H, W)` in [0, 1]; see `SaliencyMethod.attribute`. Errors are those of `learn`."""
-        return self.heatmaps(self.learn(classifier, inputs, target, distractors=distractors, seed=seed, ids=ids), inputs.shape[-2:])
+        learned = self.learn(classifier, inputs, target, distractors=distractors, seed=seed, ids=ids)
+        return heatmaps_one_by_one(self, learned, inputs.shape[-2:])
+
+
+def heatmaps_one_by_one(method: LearnedMap, learned: Tensor, size: Sequence[int]) -> Tensor:
+    """`method.heatmaps` of every pair by itself, `(N, h, w)` -> `(N, H, W)`: enlarging rounds differently for other batches and threads."""
+    return pass_by_pass(lambda row: method.heatmaps(learned[row], size), range(len(learned)), 1, learned.device)
 
 
 @dataclass(frozen=True)

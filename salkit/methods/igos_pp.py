@@ -113,12 +113,12 @@ class IGOSpp(LearnedMap):
         check_pairs(classifier, inputs, target)
         side = mask_side(inputs, self.mask_size)
         names = list(zip(image_ids(inputs, ids), label_names(classifier, target), strict=True))
-        fast, blurred = classifier.fast(inputs), box_blur(inputs)
+        fast = classifier.fast(inputs)
         with progress_bar(None, self.show_progress, total=len(inputs), unit="pair", desc="iGOS++") as bar:
 
             def descend(row: Tensor) -> Tensor:
                 noise = pair_generator(seed, *names[int(row)], "igos_pp")
-                pair = _Pair(fast, inputs[row], blurred[row], int(target[row]), noise)
+                pair = _Pair(fast, inputs[row], box_blur(inputs[row]), int(target[row]), noise)
                 masks = inputs.new_ones(1, 2, side, side)
                 for _ in range(self.n_steps):
                     masks = self._line_search(pair, masks, self._direction(pair, masks))

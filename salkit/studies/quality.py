@@ -17,6 +17,7 @@ from salkit.curves import auc, insertion_curve
 from salkit.data.files import data_dir
 from salkit.data.images import ImageSet
 from salkit.methods import LearnedMask
+from salkit.methods.base import heatmaps_one_by_one
 from salkit.models.classifier import Classifier
 from salkit.models.passes import pass_by_pass, pass_size
 from salkit.scores import completeness, soundness
@@ -113,7 +114,9 @@ def _learn_along(
         return torch.stack([logits.clone() for step, logits in steps if step in wanted], 1)
 
     logits = pass_by_pass(learn, ids, pass_size(inputs, method.composites_per_step), inputs.device)
-    return {step * method.composites_per_step: method.heatmaps(logits[:, i], inputs.shape[-2:]) for i, step in enumerate(wanted)}
+    return {
+        step * method.composites_per_step: heatmaps_one_by_one(method, logits[:, i], inputs.shape[-2:]) for i, step in enumerate(wanted)
+    }
 
 
 def per_image(measured: pd.DataFrame) -> pd.DataFrame:
