@@ -1,4 +1,4 @@
-"""Commands on what is stored: list, prune and export runs, compare two."""
+"""Commands on stored results: list, prune and export runs, compare two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from salkit.engine import compare
 from salkit.engine.store import Store
 from salkit.evaluation.results import open_results
 
-runs = typer.Typer(no_args_is_help=False, invoke_without_command=True, help="What a store holds: list (the default), prune, export.")
+runs = typer.Typer(no_args_is_help=False, invoke_without_command=True, help="Stored runs: list them (the default), prune, export.")
 StoreFolder = Annotated[Path, typer.Option("--store", help="The store's folder.")]
 
 
@@ -41,9 +41,9 @@ def runs_command(context: typer.Context, store: StoreFolder = Path("runs/demo/st
 def prune_command(
     store: StoreFolder = Path("runs/demo/store"),
     drop: Annotated[list[str] | None, typer.Option(help="First forget this run (name or its beginning).")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
 ) -> None:
-    """Remove experiments that no run needs, and what crashes and damage left behind."""
+    """Remove experiments that no run needs, and files left by crashes or damage."""
     with errors():
         kept = _existing(store)
         gone = kept.prune(drop=drop or (), dry_run=dry_run)
@@ -55,10 +55,10 @@ def prune_command(
 @runs.command("export")
 def export_command(
     out: Annotated[Path, typer.Argument(help="A .nc file (netCDF) to write.")],
-    run: Annotated[str, typer.Option(help="Name of the run, or its beginning; of several the latest.")] = "table1",
+    run: Annotated[str, typer.Option(help="Name of the run, or its beginning; the latest if several match.")] = "table1",
     store: StoreFolder = Path("runs/demo/store"),
 ) -> None:
-    """Write what is there of a run as one netCDF file, for publication."""
+    """Write the finished part of a run as one netCDF file, for publication."""
     with errors():
         check_out("out", out, ".nc")
         results = open_results(_existing(store), run)

@@ -56,7 +56,7 @@ def test_evaluate_takes_settings_labels_and_a_folder(run, tmp_path):
         (["evaluate", "random", "--set", "sigma"], "error: set: expected NAME=VALUE, got 'sigma'"),
         (["evaluate", "learned_mask", "--set", "steps=3"], "error: settings: expected some of ['scale', "),
         (["reproduce", "--profile", "huge"], "error: profile: expected one of"),
-        (["reproduce", "-p", "sead=3"], "error: parameter: expected one that 00_train_maskers.ipynb knows"),
+        (["reproduce", "-p", "sead=3"], "error: parameter: expected some of ['seed', "),
         (
             ["train-masker", "lime", "--train", "cifar10-samples", "--val", "cifar10-samples", "--out", "x.safetensors"],
             "error: kind: expected",

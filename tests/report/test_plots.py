@@ -10,7 +10,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from salkit.report import plots, tables
+from salkit.report import maps, plots, tables
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_curves_are_the_means_over_images(result):
 
 
 def test_first_figure_masks_the_image_and_picks_the_label_that_fools_most(result):
-    figure = plots.true_and_wrong_label(result, ["0", "0.1"], n_images=1)
+    figure = maps.true_and_wrong_label(result, ["0", "0.1"], n_images=1)
     surest = int(result.prob.max("label").argmax("image"))
     one = result.isel(image=surest)
     right = int(one.prediction)
@@ -66,7 +66,7 @@ def test_first_figure_masks_the_image_and_picks_the_label_that_fools_most(result
     assert figure.axes[0].get_xlabel() == f"net: {one.label.values[right]}"
     for axis, (method, label) in zip(figure.axes[1:], [(0, right), (0, wrong), (1, right), (1, wrong)], strict=True):
         mask = one.heatmap.values[method, label][..., None]
-        np.testing.assert_allclose(axis.images[0].get_array(), mask * one.pixels.values + (1 - mask) * plots.GRAY)
+        np.testing.assert_allclose(axis.images[0].get_array(), mask * one.pixels.values + (1 - mask) * maps.GRAY)
         assert axis.get_xlabel().startswith(f"{one.label.values[label]}\nf = ")
 
 
@@ -101,19 +101,19 @@ def test_best_effort_says_when_no_image_counts(table):
 
 def test_maps_by_label_and_gallery(result):
     named = result.assign_coords(label_name=(("image", "label"), [["lynx", "tabby", "puma"]] * 3))
-    figure = plots.two_labels(named)
+    figure = maps.two_labels(named)
     assert [axis.get_title() for axis in figure.axes[1:4]] == ["lynx", "tabby", "puma"]
     shown = figure.axes[1].images[1].get_array()
     heatmap = named.heatmap.values[0, 0, 0]
     low, high = np.percentile(heatmap, [1, 99])
     np.testing.assert_allclose(shown, (heatmap - low) / (high - low))
-    figure = plots.label_gallery(result, columns=2)
+    figure = maps.label_gallery(result, columns=2)
     assert [axis.get_title() for axis in figure.axes] == ["cat", "dog", "ship", ""]
 
 
 def test_a_constant_map_can_be_drawn():
     axis = plt.figure().subplots()
-    plots.heat(axis, np.ones((4, 4, 3)), np.zeros((4, 4)))
+    maps.heat(axis, np.ones((4, 4, 3)), np.zeros((4, 4)))
     assert np.isfinite(axis.images[1].get_array()).all()
 
 
@@ -145,7 +145,7 @@ def test_randomisation_draws_the_means_and_the_maps():
     made["heatmap"] = ((*dims[:3], "y", "x"), rng.random((1, 2, 1, 8, 8)))
     made["original"] = (("method", "y", "x"), rng.random((1, 8, 8)))
     made["pixels"] = (("y", "x", "channel"), rng.random((8, 8, 3)))
-    figure = plots.randomised_maps(made)
+    figure = maps.randomised_maps(made)
     assert [axis.get_title() for axis in figure.axes] == ["trained", "to fc", "to stem"]
 
 
