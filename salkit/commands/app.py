@@ -13,7 +13,7 @@ from rich.table import Table
 
 from salkit import models
 from salkit.checks import check_choice, check_out
-from salkit.commands.options import Device, Executor, Seed, Store, Workers, console, errors, label_list, name_and_value
+from salkit.commands.options import Device, Executor, Seed, Store, Workers, console, errors, label_list, name_and_value, print_table
 from salkit.commands.store import compare_command, runs
 from salkit.commands.training import train_classifier_command, train_masker_command
 from salkit.data.files import data_dir
@@ -54,18 +54,14 @@ def plan_command(
     """Count a profile's passes and estimate its hours on this device."""
     with errors():
         planned = costs.plan(profile, device)
-        name = models.resolve_device(device)
-    table = Table(title=f"profile {profile} on {_device_name(name)}")
-    for column in ("notebook", "forward passes", "forward-backward passes", "hours"):
-        table.add_column(column, justify="left" if column == "notebook" else "right", no_wrap=True)
-    for cost in planned:
-        table.add_row(cost.notebook, f"{cost.forward:,}", f"{cost.forward_backward:,}", f"{cost.hours:,.2f}")
-    table.add_section()
-    sums = [sum(getattr(cost, name) for cost in planned) for name in ("forward", "forward_backward", "hours")]
-    table.add_row("together", f"{sums[0]:,}", f"{sums[1]:,}", f"{sums[2]:,.2f}")
-    console.print(table)
+        device = models.resolve_device(device)
+    counts = [(cost.notebook, cost.forward, cost.forward_backward, cost.hours) for cost in planned]
+    counts.append(("together", sum(c.forward for c in planned), sum(c.forward_backward for c in planned), sum(c.hours for c in planned)))
+    rows = [[name, f"{forward:,}", f"{backward:,}", f"{hours:,.2f}"] for name, forward, backward, hours in counts]
+    columns = ["notebook", "forward passes", "forward-backward passes", "hours"]
+    print_table(f"profile {profile} on {_device_name(device)}", columns, rows, left=["notebook"], total=True)
     console.print(
-        "A pass is of one image. The rates were measured just now, on a few steps with random weights. Notebook 01 needs no pass."
+        "A pass is of one image. The rates were measured just now, on a few steps with random weights. Notebook 01 needs none and takes minutes."
     )
 
 
@@ -116,13 +112,12 @@ def evaluate_command(
             workers=workers,
         )
         table = tidy_table(scores).drop(columns=["paper", "verdict"])
-    shown = Table(title=f"{len(images)} images of {data}, {classifier}, protocol {protocol}")
-    for column in ("method", "metric", "mean", "95 % interval", "n"):
-        shown.add_column(column, justify="left" if column in ("method", "metric") else "right")
+    rows = []
     for row in table.itertuples():
         interval = f"{row.low:.3f} to {row.high:.3f}" if row.n > 1 else "too few images"
-        shown.add_row(row.method, row.metric, f"{row.ours:.3f}" if row.n else "", interval, str(row.n))
-    console.print(shown)
+        rows.append([row.method, row.metric, f"{row.ours:.3f}" if row.n else "", interval, str(row.n)])
+    title = f"{len(images)} images of {data}, {classifier}, protocol {protocol}"
+    print_table(title, ["method", "metric", "mean", "95 % interval", "n"], rows, left=["method", "metric"])
     if csv:
         with errors():
             csv.parent.mkdir(parents=True, exist_ok=True)

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from salkit.engine.executors import ShardError, WorkerError
 from salkit.engine.store import StoreError
 from salkit.report.runner import NotebookError
 
 console = Console()
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str], total: bool = False) -> None:
+    """Print rows under a title: columns in `left` are left-aligned, the others right-aligned. With `total` the last row is set apart."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=column not in left)
+    for i, row in enumerate(rows):
+        table.add_row(*row, end_section=total and i == len(rows) - 2)
+    console.print(table)
+
 
 Store = Annotated[Path | None, typer.Option(help="Folder that keeps results; a stopped run continues from it.")]
 Executor = Annotated[str, typer.Option(help="serial, dask (local workers) or the address of a Dask scheduler, tcp://host:port.")]

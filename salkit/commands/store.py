@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from salkit.checks import check_out
-from salkit.commands.options import console, errors
+from salkit.commands.options import console, errors, print_table
 from salkit.engine import compare
 from salkit.engine.store import Store
 from salkit.evaluation.results import open_results
@@ -25,13 +24,9 @@ def runs_command(context: typer.Context, store: StoreFolder = Path("runs/demo/st
         return
     with errors():
         kept = _existing(store)
-        table = Table(title=str(store))
-        for column in ("run", "rows", "of", "size", "changed"):
-            table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
         states = kept.overview()
-        for run in states:
-            table.add_row(run.name or "(no run)", str(run.done), str(run.rows), _bytes(run.size), run.age())
-    console.print(table)
+    rows = [[run.name or "(no run)", str(run.done), str(run.rows), _bytes(run.size), run.age()] for run in states]
+    print_table(str(store), ["run", "rows", "of", "size", "changed"], rows, left=["run"])
     for run in states:
         if run.missing:
             console.print(f"missing of {run.name or 'no run'}: {', '.join(run.missing)}", highlight=False)
@@ -77,12 +72,8 @@ def compare_command(
     """Print the largest differences between two runs; exit code 1 above the tolerances."""
     with errors():
         table = compare.compare_stores(*(_existing(path / "store" if (path / "store").is_dir() else path) for path in (run_a, run_b)))
-    shown = Table(title=f"{run_a} and {run_b}")
-    for column in table.columns:
-        shown.add_column(column, justify="left" if column in ("run", "method", "score", "where") else "right")
-    for row in table.itertuples(index=False):
-        shown.add_row(*(f"{v:.2g}" if isinstance(v, float) else str(v) for v in row))
-    console.print(shown)
+    rows = [[f"{v:.2g}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
+    print_table(f"{run_a} and {run_b}", list(table.columns), rows, left=["run", "method", "score", "where"])
     worst = {kind: table[(table.score == "map") == (kind == "maps")].largest.max() for kind in ("maps", "scores")}
     limits = {"maps": maps, "scores": scores}
     beyond = [f"{kind}: {worst[kind]:.2g} > {limits[kind]:g}" for kind in worst if worst[kind] > limits[kind]]

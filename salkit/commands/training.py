@@ -8,11 +8,10 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.table import Table
 
 from salkit import models
 from salkit.checks import check_choice, check_out
-from salkit.commands.options import Device, Seed, console, errors
+from salkit.commands.options import Device, Seed, console, errors, print_table
 from salkit.data.files import open_images
 from salkit.data.images import load_images
 from salkit.methods import masker_training
@@ -99,7 +98,5 @@ def train_masker_command(
         log = masker_training.train_masker(masker, net, files, held_out, recipe, state_path=out.with_suffix(".state"), n_workers=workers)
         trained = {"classifier": classifier, "recipe": asdict(recipe), "n_train": len(files.ids), "n_val": len(held_out), "log": log}
         save_masker(masker, out, trained)
-    table = Table(*(name for name in log[-1]), title=f"{out}: learning curve, measured on {len(held_out)} held-out images")
-    for row in log:
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
-    console.print(table)
+    rows = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in log]
+    print_table(f"{out}: learning curve, measured on {len(held_out)} held-out images", list(log[-1]), rows, left=["phase"])

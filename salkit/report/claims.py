@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 import xarray as xr
 
-from salkit.report.tables import metric_values
-from salkit.statistics import Interval, paired_comparison
+from salkit.report.tables import intervals, metric_values
+from salkit.statistics import paired_comparison
 
 SLIGHT = 0.05
 """The most that counts as "slightly" less completeness. The paper calls costs of 0.02 and 0.03 slight."""
@@ -84,10 +84,9 @@ def claims_table(result: xr.Dataset, claims: Sequence[Claim]) -> pd.DataFrame:
 
 def wide_claims(claims: pd.DataFrame) -> pd.DataFrame:
     """For reading: what a claim compares, the paper's difference, ours with its interval, and the verdict."""
-    ours = [str(Interval(r.ours, r.low, r.high, r.n)) for r in claims.itertuples()]
-    paper = ["" if value != value else f"{value:+.2f}" for value in claims.paper]
-    needed = [f"> {value:+.2f}" for value in claims.threshold]
-    compared = claims.metric + ": " + claims.method + " - " + claims.reference
-    table = pd.DataFrame({"compared": compared, "claimed": needed, "paper": paper, "ours": ours, "n": claims.n, "verdict": claims.verdict})
-    table = table if claims.paper.notna().any() else table.drop(columns="paper")
+    table = pd.DataFrame({"compared": claims.metric + ": " + claims.method + " - " + claims.reference})
+    table["claimed"] = [f"> {value:+.2f}" for value in claims.threshold]
+    if claims.paper.notna().any():
+        table["paper"] = ["" if value != value else f"{value:+.2f}" for value in claims.paper]
+    table = table.assign(ours=intervals(claims), n=claims.n, verdict=claims.verdict)
     return table.set_axis(pd.Index(claims.claim, name="claim"))

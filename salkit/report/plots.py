@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +19,8 @@ from salkit.studies.quality import SCORES, per_image
 
 PALETTE = sns.color_palette("colorblind")
 MARKERS = "osD^vP*X<"
+BESIDE: dict[str, Any] = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+"""A legend to the right of a panel."""
 
 
 def use_style() -> None:
@@ -54,7 +57,7 @@ def probability_curves(curves: xr.DataArray, prob: xr.DataArray) -> Figure:
         axis.axhline(float(prob.isel(label=label).mean()), color="0.4", ls=":", lw=1.2, label="whole image")
         axis.set(xlabel="share of pixels kept", title=title, xlim=(0, 1), ylim=(0, 1))
     axes[0].set_ylabel("mean probability of the label")
-    axes[1].legend(title=r"$\lambda_{TV}$", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes[1].legend(title=r"$\lambda_{TV}$", **BESIDE)
     return figure
 
 
@@ -82,7 +85,7 @@ def completeness_soundness(table: pd.DataFrame) -> Figure:
     _scatter(axis, table, "completeness")
     axis.plot([], [], marker="o", mfc="none", color="0.3", ls="none", label="hollow: the paper's value")
     axis.set(xlabel="worst-case completeness", ylabel="worst-case soundness")
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axis.legend(**BESIDE)
     return figure
 
 
@@ -120,7 +123,7 @@ def label_dependence(table: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(7.6, 4.8), layout="constrained")
     _scatter(axis, table, "label_correlation")
     axis.set(xlim=(-0.24, 1.04), xlabel="rank correlation of the maps of two labels", ylabel="worst-case soundness")
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+    axis.legend(fontsize=9, **BESIDE)
     return figure
 
 
@@ -139,7 +142,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
             axis.plot(rows.images / 1000, rows[column], color=PALETTE[i], ls=["-", "-", "-", ":"][i], marker=MARKERS[i], ms=4, label=label)
         axis.set(title=name, xlabel="thousand images seen", ylim=(0, 1))
     axes[0, 0].set_ylabel("on held-out images")
-    axes[0, -1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes[0, -1].legend(**BESIDE)
     return figure
 
 

@@ -105,14 +105,12 @@ def _workers(executor: str, workers: int | None, console: Console) -> Iterator[d
 
 def _select(folder: Path, notebook: str | None) -> list[Path]:
     paths = sorted(folder.glob("[0-9]*.ipynb"))
-    if notebook:
-        chosen = [p for p in paths if p.stem.startswith(notebook.removesuffix(".ipynb"))]
-        if len(chosen) != 1:
-            raise ValueError(f"notebook: expected the beginning of one of {[p.stem for p in paths]}, got {notebook!r}")
-        return chosen
     if not paths:
         raise ValueError(f"notebook: expected notebooks in {folder}, got none")
-    return paths
+    chosen = [p for p in paths if p.stem.startswith((notebook or "").removesuffix(".ipynb"))]
+    if notebook and len(chosen) != 1:
+        raise ValueError(f"notebook: expected the beginning of one of {[p.stem for p in paths]}, got {notebook!r}")
+    return chosen
 
 
 def _execute(path: Path, output: Path, values: Mapping[str, Any], progress: Progress) -> None:

@@ -83,13 +83,8 @@ def games_table(result: xr.Dataset) -> pd.DataFrame:
 
 def wide_table(tidy: pd.DataFrame) -> pd.DataFrame:
     """For reading: one row per method, one column per metric, `paper | ours [low, high]` in each cell."""
-
-    def cell(row: pd.Series) -> str:
-        ours = str(Interval(row.ours, row.low, row.high, row.n))
-        return ours if row.paper != row.paper else f"{row.paper:.2f} | {ours}"
-
     shown = tidy[tidy.n > 0]
-    text = shown.assign(cell=shown.apply(cell, axis=1))
+    text = shown.assign(cell=["" if paper != paper else f"{paper:.2f} | " for paper in shown.paper] + intervals(shown))
     return text.pivot(index="method", columns="metric", values="cell").loc[tidy.method.unique(), shown.metric.unique()].fillna("")
 
 
@@ -100,9 +95,13 @@ def side_by_side(tidies: Mapping[str, pd.DataFrame], metrics: Sequence[str]) -> 
         for name, tidy in tidies.items():
             rows = tidy[(tidy.metric == metric) & tidy.paper.notna()].set_index("method")
             columns[metric, "paper"] = rows.paper.map("{:.2f}".format)
-            columns[metric, name] = pd.Series([str(Interval(r.ours, r.low, r.high, r.n)) for r in rows.itertuples()], rows.index)
-    known = columns[metrics[0], "paper"]
-    return pd.DataFrame(columns).loc[list(dict.fromkeys(m for tidy in tidies.values() for m in tidy.method if m in known))]
+            columns[metric, name] = intervals(rows)
+    return pd.concat(columns, axis=1)
+
+
+def intervals(table: pd.DataFrame) -> pd.Series:
+    """The columns `ours, low, high, n` of a table as text, `0.58 [0.37, 0.80]`."""
+    return pd.Series([str(Interval(row.ours, row.low, row.high, row.n)) for row in table.itertuples()], table.index, str)
 
 
 def worked_example(result: xr.Dataset) -> pd.DataFrame:
