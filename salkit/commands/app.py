@@ -60,9 +60,8 @@ def plan_command(
     rows = [[name, f"{forward:,}", f"{backward:,}", f"{hours:,.2f}"] for name, forward, backward, hours in counts]
     columns = ["notebook", "forward passes", "forward-backward passes", "hours"]
     print_table(f"profile {profile} on {_device_name(device)}", columns, rows, left=["notebook"], total=True)
-    console.print(
-        "A pass is of one image. The rates were measured just now, on a few steps with random weights. Notebook 01 needs none and takes minutes."
-    )
+    console.print("A pass is of one image. The rates were measured just now, on a few steps with random weights.")
+    console.print("Notebook 01 needs no passes and takes minutes.")
 
 
 @app.command("evaluate")
