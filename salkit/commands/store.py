@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from salkit.checks import check_out
 from salkit.commands.options import console, errors, print_table
@@ -25,7 +26,7 @@ def runs_command(context: typer.Context, store: StoreFolder = Path("runs/demo/st
     with errors():
         kept = _existing(store)
         states = kept.overview()
-    rows = [[run.name or "(no run)", str(run.done), str(run.rows), _bytes(run.size), run.age()] for run in states]
+    rows = [[run.name or "(no run)", str(run.done), str(run.rows), decimal(run.size), run.age()] for run in states]
     print_table(str(store), ["run", "rows", "of", "size", "changed"], rows, left=["run"])
     for run in states:
         if run.missing:
@@ -86,11 +87,3 @@ def _existing(folder: Path) -> Store:
     if not folder.is_dir():
         raise FileNotFoundError(f"store: expected a folder with results, got {folder}, which is not one")
     return Store(folder)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -16,16 +16,16 @@ class Progress:
     """Shows the running notebook and cell, and estimates the time left: recorded seconds, scaled by the pace of this machine.
 
     Args:
-        notebooks: names in order, each with its recorded seconds, None where there are none.
-        console: where the line goes; a terminal sees one live line, a file a line per cell.
-        rows: says how far the evaluation is that runs in the current cell; may be empty.
-        clock: seconds that only grow.
+        notebooks: names in order -> recorded seconds, None where there are none.
+        console: a terminal shows one line that changes; a file gets one line per cell.
+        rows: returns the progress of the evaluation in the current cell as text; may be empty.
+        clock: a monotonic clock in seconds.
 
     Attributes:
         finished: name, seconds and success of each notebook that has ended.
     """
 
-    notebooks: list[tuple[str, float | None]]
+    notebooks: Mapping[str, float | None]
     console: Console
     rows: Callable[[], str] = str
     clock: Callable[[], float] = time.monotonic
@@ -42,8 +42,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._name = ""
         if self._live:
-            self._name = ""
             self._live.stop()
 
     def start(self, name: str) -> None:
@@ -65,22 +65,18 @@ class Progress:
 
     def left(self) -> float | None:
         """Estimated seconds until the last notebook ends; None while a notebook without a recorded time is still to come."""
-        recorded = dict(self.notebooks)
         done = [name for name, _, _ in self.finished]
-        to_come = [recorded[name] for name, _ in self.notebooks if name not in done]
-        if any(seconds is None for seconds in to_come):
-            return None
-        known = sum(recorded[name] or 0.0 for name in done)
-        pace = sum(seconds for _, seconds, _ in self.finished) / known if known else 1.0
-        running = self.clock() - self._since if self._name else 0.0
-        current = recorded.get(self._name) or 0.0
-        return pace * (sum(seconds or 0.0 for seconds in to_come) - current) + max(pace * current - running, 0.0)
+        to_come = [seconds for name, seconds in self.notebooks.items() if name not in done]
+        recorded = sum(self.notebooks[name] or 0.0 for name in done)
+        pace = sum(seconds for _, seconds, _ in self.finished) / recorded if recorded else 1.0
+        current = self.notebooks.get(self._name) or 0.0
+        rest = max(pace * current - (self.clock() - self._since), 0.0) if self._name else 0.0
+        return None if None in to_come else rest + pace * (sum(seconds or 0.0 for seconds in to_come) - current)
 
     def _line(self) -> Text:
         if not self._name:
             return Text("")
-        position = [name for name, _ in self.notebooks].index(self._name) + 1
-        left = self.left()
+        position, left = list(self.notebooks).index(self._name) + 1, self.left()
         remaining = "time left unknown" if left is None else f"about {minutes(left)} left"
         elapsed = minutes(self.clock() - self._since)
         parts = [f"notebook {position}/{len(self.notebooks)}", self._name, self._cell, self.rows(), elapsed, remaining]

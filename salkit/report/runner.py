@@ -76,7 +76,7 @@ def reproduce(
     for part in ("notebooks", "html", "tables", "figures"):
         (output / part).mkdir(parents=True, exist_ok=True)
     expected, kept = expected_values(profile), Store(store or output / "store")
-    progress = Progress([(p.stem, expected.get(p.stem, {}).get("seconds")) for p in paths], console or Console(), kept.unfinished)
+    progress = Progress({p.stem: expected.get(p.stem, {}).get("seconds") for p in paths}, console or Console(), kept.unfinished)
     os.environ.update(ALLOCATOR | os.environ)  # kernels inherit it
     try:
         with _workers(executor, workers, progress.console) as where, progress:

@@ -37,11 +37,8 @@ def test_notebooks_run_in_order_with_their_parameters(tmp_path, console):
     assert pd.read_csv(out / "tables" / "made.csv").to_dict("records") == [{"profile": "smoke", "seed": 7}]
     executed = nbformat.read(out / "notebooks" / "02_second.ipynb", as_version=4)
     assert "smoke,7" in executed.cells[-1].outputs[0].text
-    page = index.read_text()
-    assert "<td>smoke</td>" in page
-    for link in ("html/01_first.html", "html/02_second.html", "notebooks/01_first.ipynb", "tables/made.csv"):
-        assert f'href="{link}"' in page
-        assert (out / link).exists()
+    assert "<td>smoke</td>" in index.read_text()
+    assert "smoke,7" in (out / "html" / "02_second.html").read_text()
     shown = console.file.getvalue()
     assert "notebook 1/2  01_first  cell 1/" in shown
     assert "done   02_second" in shown
@@ -76,7 +73,7 @@ def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, console):
 
 def test_time_left_follows_the_pace_of_this_machine(console):
     now = [0.0]
-    progress = Progress([("a", 10.0), ("b", 20.0), ("c", 30.0)], console, clock=lambda: now[0])
+    progress = Progress({"a": 10.0, "b": 20.0, "c": 30.0}, console, clock=lambda: now[0])
     assert progress.left() == 60
     progress.start("a")
     now[0] = 4
@@ -87,4 +84,4 @@ def test_time_left_follows_the_pace_of_this_machine(console):
     progress.start("b")
     now[0] = 30
     assert progress.left() == 90
-    assert Progress([("a", None)], console).left() is None
+    assert Progress({"a": None}, console).left() is None
