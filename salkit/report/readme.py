@@ -121,12 +121,13 @@ def findings() -> str:
         ["Short intervals are sound (Theorem 5.1)", f"probability {proved.needed}", proof, proved.verdict],
         ["Table 1 follows the text's protocol", "", protocol, ""],
     ]
+    figure = _composites(PROFILES[RECORDED].cifar10)
     note = (
-        f"Rows without a number of composites: profile `{RECORDED}`, {study.n_images} ImageNet images, {len(study.labels or ())} labels, "
+        f"Masks without a number of composites: profile `{RECORDED}`, {study.n_images} ImageNet images, {len(study.labels or ())} labels, "
         f"{study.classifier}; worst case over labels, differences with 95 % intervals. **These masks are short**: {_composites(study)} "
-        f"composites (masked images) a pair of image and label ({_composites(PROFILES[RECORDED].cifar10)} in the figure above), where the "
-        f"paper's schedule has {FULL:,}. So these rows measure short masks on a smaller net, not the paper's digits. A verdict looks at the "
-        "sign of a difference; compare its size, too."
+        f"composites (masked images) a pair of image and label ({figure} in the figure above), where the paper's schedule has {FULL:,}. So "
+        "these rows measure short masks on a smaller net, not the paper's digits. A verdict looks at the sign of a difference; compare its "
+        "size, too."
     )
     return f"{_markdown(pd.DataFrame(rows, columns=['the paper says', 'paper', 'found here', 'verdict']))}\n\n{note}"
 
