@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,8 +14,8 @@ from salkit.methods import LearnedMask, SaliencyMethod, same_map_for_all_labels
 from salkit.methods.base import method_cost
 from salkit.methods.learned_mask import SCHEDULES
 from salkit.methods.masker_training import make_masker, stages, taps_of
-from salkit.models.classifier import Classifier, resolve_device
-from salkit.models.passes import batch_size, measured, measured_file, measured_key, workers_key
+from salkit.models.classifier import resolve_device
+from salkit.models.passes import pass_size
 from salkit.models.zoo import load_classifier
 from salkit.saliency_metric import ALPHAS
 from salkit.scores import PROTOCOLS
@@ -100,54 +98,6 @@ def _followed(study: Study) -> tuple[int, int]:
     return n + pairs * sum(map(len, steps)) * (study.followed_points + 1), pairs * learned
 
 
-def tune(device: str = "auto", names: Sequence[str] = ("cifar10-resnet20", "efficientnet-lite0")) -> dict[str, int]:
-    """Measure how many images a pass learn fastest, for each net's image size, and on a CPU how many passes at a time; remember it.
-
-    On a CPU that changes no number; on a GPU it changes rounding.
-
-    Returns:
-        `measured_key` -> images a pass, `workers_key` -> passes at a time, also of what was measured before.
-    """
-    place, found = torch.device(resolve_device(device)), dict(measured())
-    threads = torch.get_num_threads() if place.type == "cpu" else 1
-    speeds = dict.fromkeys((threads, 1), 1.0)
-    for name in names:
-        classifier = load_classifier(name, device=str(place), pretrained=False)
-        side = _side(name)
-        usual = batch_size(torch.empty(1, 3, side, side, device="meta"), device=place.type)
-        rates = {size: _learning_rate(classifier, side, size, place) for size in (max(1, usual // 2), usual, 2 * usual)}
-        found[measured_key(place, side)] = best = max(rates, key=lambda size: rates[size])
-        for at_once in speeds if threads > 1 else ():
-            with _passes_at_a_time(at_once):
-                speeds[at_once] *= _learning_rate(classifier, side, best, place)
-    if threads > 1:
-        found[workers_key()] = max(speeds, key=lambda at_once: speeds[at_once])
-    path = measured_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    measured.cache_clear()
-    return found
-
-
-@contextmanager
-def _passes_at_a_time(n: int) -> Iterator[None]:
-    """As if that had been found; what was found is forgotten, and read again by the next who asks."""
-    measured()[workers_key()] = n
-    try:
-        yield
-    finally:
-        measured.cache_clear()
-
-
-def _learning_rate(classifier: Classifier, side: int, size: int, device: torch.device) -> float:
-    """Composites a second in passes of a size, the best of three short runs after a first one."""
-    method = LearnedMask(scale=1, n_steps=2, infill="gray", internal_batch_size=size)
-    inputs = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device).repeat(2 * size, 1, 1, 1)
-    target = torch.zeros(len(inputs), dtype=torch.int64, device=device)
-    seconds = [_seconds(lambda: method.learn(classifier, inputs, target), device) for _ in range(4)]
-    return len(inputs) / min(seconds[1:])
-
-
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
     run()
@@ -204,7 +154,7 @@ def _seconds_per_pass(study: Study, device: str) -> tuple[float, float]:
     classifier = load_classifier(study.classifier, study.labels, device=device, pretrained=False)
     image = torch.randn(3, _side(study.classifier), _side(study.classifier), generator=torch.Generator().manual_seed(0)).to(device)
     # Whole batches, since a half-empty one is slower a pass.
-    inputs = image.repeat(2 * batch_size(image[None]), 1, 1, 1)
+    inputs = image.repeat(2 * pass_size(image[None]), 1, 1, 1)
     target = torch.zeros(len(inputs), dtype=torch.int64, device=device)
     method = LearnedMask(scale=1, n_steps=3, n_distractors=1, infill="gray")
     heatmaps = inputs[:, 0]

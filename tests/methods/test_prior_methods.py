@@ -15,7 +15,7 @@ from salkit.curves import auc, insertion_curve
 from salkit.methods import FAST, LRP, METHODS, RISE, FongVedaldi, GradCAM, IGOSpp, SmoothGrad, get_method
 from salkit.methods.base import Cost, method_cost
 from salkit.methods.fong_vedaldi import RADII, _crop
-from salkit.methods.igos_pp import TRIALS, _Pairs, box_blur
+from salkit.methods.igos_pp import TRIALS, _Pair, box_blur
 from salkit.methods.lrp import canonical
 from salkit.methods.pairs import pair_generator
 from salkit.models import Classifier, load_classifier
@@ -91,7 +91,13 @@ def probability(classifier, image, label):
 
 def igos_pairs(classifier, inputs, target, seed=0):
     noise = [pair_generator(seed, f"image {i}", a, "igos_pp") for i, a in enumerate(target.tolist())]
-    return _Pairs(classifier, inputs, box_blur(inputs), target, noise)
+    images = zip(inputs.split(1), box_blur(inputs).split(1), target.tolist(), noise, strict=True)
+    return [_Pair(classifier, *pair) for pair in images]
+
+
+def by_pair(function, pairs, *masks):
+    """What `function` gives for each pair and its masks, stacked."""
+    return torch.stack([function(pair, *own) for pair, *own in zip(pairs, *(m.split(1) for m in masks), strict=True)])
 
 
 def bilinear(side, size):
@@ -142,9 +148,11 @@ def test_igos_direction_is_the_slope_of_the_loss_and_the_released_one_halves_the
     pairs, masks = igos_pairs(smooth, small, torch.tensor([0, 1, 2])), interior(3, 2, 3, 3)
     # sigma 1 instead of 0.01: else the bilateral weights vanish on a random image. Powers of two as counts: 1 / n is exact in float32.
     method = IGOSpp(mask_size=3, n_path=4, noise=0.0, sigma=1.0, gradient=gradient, internal_batch_size=7)
-    whole, regular = (finite_differences(lambda m, f=f: f(pairs, m), masks) for f in (method._loss, method._regulariser))
+    whole, regular = (finite_differences(lambda m, f=f: by_pair(f, pairs, m), masks) for f in (method._loss, method._regulariser))
     assert (whole - regular).abs().max() > 1e-3, "else there is nothing to halve"
-    torch.testing.assert_close(method._direction(pairs, masks), regular + share * (whole - regular), atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(
+        by_pair(method._direction, pairs, masks).squeeze(1), regular + share * (whole - regular), atol=1e-8, rtol=1e-6
+    )
     assert IGOSpp().gradient == "released"
 
 
@@ -154,12 +162,12 @@ def test_igos_scores_are_those_of_a_plain_loop(smooth, small, noise):
     method = IGOSpp(mask_size=3, n_path=n_path, noise=noise, internal_batch_size=5, tv=0.0, l1=0.0)
     masks = interior(3, 2, 3, 3)
     pairs = igos_pairs(smooth, small, target, seed=4)
-    found = [method._loss(pairs, masks) for _ in range(2)]
+    found = [by_pair(method._loss, pairs, masks) for _ in range(2)]
     for i in range(3):
         stream = pair_generator(4, f"image {i}", target[i].item(), "igos_pp")
         for value in found:  # the second evaluation goes on with the stream: fresh noise
             draws = noise * torch.from_numpy(stream.standard_normal((4, n_path, 3, 8, 8), dtype=np.float32)).double()
-            expected = igos_scores_by_loop(smooth, small[i], pairs.blurred[i], target[i], masks[i], n_path, draws)
+            expected = igos_scores_by_loop(smooth, small[i], pairs[i].blurred[0], target[i], masks[i], n_path, draws)
             # Noise is scaled in the dtype of the masks; float64 throughout.
             assert value[i].item() == pytest.approx(expected.item(), abs=1e-9)
     assert torch.equal(*found) == (noise == 0)
@@ -172,7 +180,7 @@ def test_igos_regulariser_by_hand(smooth):
     method = IGOSpp(mask_size=3, l1=0.7, tv=20.0, sigma=0.8)
 
     def value(x, m):
-        return method._regulariser(igos_pairs(smooth, x, torch.tensor([0])), m).item()
+        return method._regulariser(igos_pairs(smooth, x, torch.tensor([0]))[0], m).item()
 
     assert value(image, masks) == pytest.approx(igos_regulariser_by_loop(image[0], masks[0], 0.7, 20.0, 0.8), rel=1e-12)
     # Turning image and masks about the diagonal exchanges the two weights, which treat the channels differently.
@@ -196,14 +204,14 @@ def test_igos_line_search_finds_each_pairs_own_step(smooth, small):
     method = IGOSpp(mask_size=3, n_path=n_path, noise=0.0, sigma=1.0, alpha=10.0, l1=0.1, tv=1.0)
     pairs, masks = igos_pairs(smooth, small, target), interior(3, 2, 3, 3)
     # Directions of very different length need steps of very different size.
-    direction = method._direction(pairs, masks) * torch.tensor([0.1, 3.0, 100.0]).view(3, 1, 1, 1)
-    found = method._line_search(pairs, masks, direction)
+    direction = by_pair(method._direction, pairs, masks).squeeze(1) * torch.tensor([0.1, 3.0, 100.0]).view(3, 1, 1, 1)
+    found = by_pair(method._line_search, pairs, masks, direction).squeeze(1)
     silence = torch.zeros(4, n_path, 3, 8, 8)
     steps = []
     for i in range(3):
 
         def loss(m, i=i):
-            scores = igos_scores_by_loop(smooth, small[i], pairs.blurred[i], target[i], m, n_path, silence)
+            scores = igos_scores_by_loop(smooth, small[i], pairs[i].blurred[0], target[i], m, n_path, silence)
             return scores.item() + igos_regulariser_by_loop(small[i], m, 0.1, 1.0, 1.0)
 
         alpha, before = 10.0, loss(masks[i])
@@ -216,8 +224,6 @@ def test_igos_line_search_finds_each_pairs_own_step(smooth, small):
                 break
         steps.append(alpha)
         torch.testing.assert_close(found[i], (masks[i] - alpha * direction[i]).clamp(0, 1), atol=1e-6, rtol=0)
-        alone = method._line_search(pairs.subset(torch.tensor([i])), masks[i : i + 1], direction[i : i + 1])
-        torch.testing.assert_close(alone[0], found[i], atol=1e-4, rtol=0)
     assert len(set(steps)) > 1, "a search with one step for all would pass unnoticed"
 
 
@@ -227,7 +233,7 @@ def test_igos_line_search_that_never_succeeds_takes_the_last_tiny_step(smooth, s
     nn.init.zeros_(net[1].weight)
     method = IGOSpp(mask_size=3, n_path=2, noise=0.0, tv=0.0, alpha=1.0, least_alpha=1e-3)
     pairs, masks = igos_pairs(Double(net), small, torch.tensor([0, 1, 2])), interior(3, 2, 3, 3)
-    found = method._line_search(pairs, masks, torch.ones_like(masks))
+    found = by_pair(method._line_search, pairs, masks, torch.ones_like(masks)).squeeze(1)
     # 1, 0.2, 0.04, 0.008, 0.0016 are tried; alpha is float64 here, 0.00032 the first below the least.
     torch.testing.assert_close(found, masks - 0.2**5, atol=1e-7, rtol=0)
 
@@ -323,7 +329,7 @@ def test_fong_vedaldi_shifts_image_and_blurred_image_together(images):
     ramp = torch.arange(32.0).expand(1, 3, 32, 32).clone()
     FongVedaldi(n_steps=30, internal_batch_size=1).attribute(Classifier(Spy(), labels=[0, 1, 2]), ramp, torch.tensor([0]))
     rows = torch.stack([s[0, 0, 16, 10:22] for s in seen])
-    enlarged = F.interpolate(ramp, (35, 35), mode="bilinear", align_corners=False)[0, 0, 16]
+    enlarged = F.interpolate(ramp, (36, 36), mode="bilinear", align_corners=False)[0, 0, 16]
     offsets = [min(range(4), key=lambda o: (row - enlarged[10 + o : 22 + o]).abs().max().item()) for row in rows]
     # Windows apart by one pixel would differ by about 0.9; rounding of values up to 32 is 1e-5.
     assert all((row - enlarged[10 + o : 22 + o]).abs().max() < 1e-4 for row, o in zip(rows, offsets, strict=True))
@@ -398,7 +404,7 @@ def test_fong_vedaldi_maps_stay_between_0_and_1(reference_classifier, reference,
 def test_rise_is_the_mean_of_masks_weighted_by_probability(reference_classifier, reference):
     method = RISE(n_masks=30, keep=0.3, internal_batch_size=7)
     image = reference["images"][1]
-    masks = torch.cat(method.masks(image, seed=5))
+    masks = method.masks(image, seed=5)
     assert masks.shape == (30, 1, 32, 32)
     for label in (2, 6):
         expected = torch.zeros(32, 32)
@@ -415,14 +421,14 @@ def test_rise_labels_of_an_image_share_their_passes(counting, images):
     heatmaps = method.attribute(counting, twice, torch.tensor([0, 0, 1, 1]))
     assert (Counting.forward_only, Counting.with_gradient) == (2 * 24, 0)
     # Probabilities sum to 1, so the maps of all labels sum to the mean mask over p, whatever the net.
-    mean = torch.cat(method.masks(images[0])).mean(0) / method.keep
+    mean = method.masks(images[0]).mean(0) / method.keep
     torch.testing.assert_close(heatmaps[:2] + heatmaps[2:], mean.expand(2, -1, -1), atol=1e-5, rtol=0)
     assert (heatmaps[0] - heatmaps[2]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.5])
 def test_rise_masks_show_a_share_of_every_pixel(keep):
-    masks = torch.cat(RISE(n_masks=2000, keep=keep).masks(torch.zeros(3, 30, 32)))
+    masks = RISE(n_masks=2000, keep=keep).masks(torch.zeros(3, 30, 32))
     assert masks.shape == (2000, 1, 30, 32)
     assert masks.min() >= 0
     assert masks.max() <= 1 + 1e-6, "interpolation weights sum to 1 but for rounding"
