@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from salkit import models
+from salkit.atomic import atomic_write
 from salkit.checks import check_choice, check_out
 from salkit.commands.options import Device, Executor, Seed, Store, Workers, console, errors, label_list, name_and_value, print_table
 from salkit.commands.store import compare_command, runs
@@ -120,8 +121,8 @@ def evaluate_command(
     if csv:
         with errors():
             csv.parent.mkdir(parents=True, exist_ok=True)
-            table.to_csv(f"{csv}.part", index=False)
-            Path(f"{csv}.part").replace(csv)
+            with atomic_write(csv) as part:
+                table.to_csv(part, index=False)
         console.print(f"written to {csv}")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
+from salkit.atomic import atomic_write
 from salkit.checks import check_out
 from salkit.commands.options import console, errors, print_table
 from salkit.engine import compare
@@ -59,8 +60,8 @@ def export_command(
         check_out("out", out, ".nc")
         results = open_results(_existing(store), run)
         out.parent.mkdir(parents=True, exist_ok=True)
-        results.to_netcdf(f"{out}.part", engine="scipy")
-        Path(f"{out}.part").replace(out)
+        with atomic_write(out) as part:
+            results.to_netcdf(part, engine="scipy")
     console.print(f"{out}: {dict(results.sizes)}; missing: {results.attrs['missing'] or 'nothing'}")
 
 

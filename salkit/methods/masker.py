@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from salkit.atomic import atomic_write
 from salkit.checks import check_settings
 from salkit.data.files import data_dir
 from salkit.methods.base import Cost
@@ -205,8 +205,8 @@ def save_masker(masker: Masker, path: str | Path, metadata: dict[str, Any] | Non
     """Write a masker as safetensors (float16), with its architecture and `metadata` (JSON-able) in the header, whole or not at all."""
     state = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in masker.state_dict().items()}
     header = {"kind": masker.kind, "settings": masker.settings} | (metadata or {})
-    save_file(state, f"{path}.part", {k: json.dumps(v) for k, v in header.items()})
-    os.replace(f"{path}.part", path)
+    with atomic_write(path) as part:
+        save_file(state, part, {k: json.dumps(v) for k, v in header.items()})
 
 
 def masker_metadata(name: str | Path) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import xarray as xr
 
+from salkit.atomic import atomic_write
 from salkit.data.files import data_dir
 from salkit.scores import best_effort, completeness, soundness, worst_per_image
 from salkit.statistics import Interval, bootstrap_interval
@@ -124,8 +124,8 @@ def save_table(table: pd.DataFrame, output_dir: str | Path, name: str) -> Path:
     """Write `output_dir/tables/name.csv`, whole or not at all; six significant digits."""
     path = Path(output_dir) / "tables" / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(f"{path}.part", index=False, float_format="%.6g")
-    os.replace(f"{path}.part", path)
+    with atomic_write(path) as part:
+        table.to_csv(part, index=False, float_format="%.6g")
     return path
 
 
