@@ -1,0 +1,246 @@
+"""What stands for code in a key: the kit's files, a user's modules, the version of a library."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import sys
+import uuid
+from contextlib import suppress
+from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import resolve_name
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+KIT = Path(__file__).parents[1]
+
+# These parts of the kit change no number: commands and report work on finished results, and the engine moves and keeps arrays as they are
+# (the progress bar draws). Studies choose what is computed, which is in the key; a table that one of them makes has their code in its key.
+NOT_IN_EVERY_KEY = {"__init__.py", "__main__.py", "atomic.py", "commands", "engine", "progress.py", "report", "studies"}
+
+
+@cache
+def kit_digest(folder: Path = KIT) -> str:
+    """A hash of all code of the kit that can change a number, without comments and docstrings."""
+    return _files_digest(folder, *(p for p in folder.iterdir() if p.name not in NOT_IN_EVERY_KEY))
+
+
+def source_digest(thing: Any, version: object = None) -> str:
+    """What stands for the code of a function, class or module in a key.
+
+    - Of the kit: a hash of the whole package.
+    - Of an installed library: its name and version.
+    - Of another file: a hash of the module and of all modules that it imports, directly or through others, and are neither of these.
+    - Typed in a notebook or at a prompt: the attribute `version` (text or an integer), or else `"unknown-…"`, new in every process.
+
+    Comments and docstrings do not count.
+
+    Args:
+        thing: the function, class or module.
+        version: to be used instead of the attribute of `thing`.
+
+    Example:
+        >>> source_digest(json.dumps)
+        'python'
+    """
+    name = _module_name(thing)
+    module = thing if inspect.ismodule(thing) else sys.modules.get(name)
+    file = Path(getattr(module, "__file__", None) or "")
+    if file.is_relative_to(KIT):
+        return _digest([_package_digest(KIT / file.relative_to(KIT).parts[0]), _own_code(thing, file)])
+    if _of_python(name) and (_is_named(thing, module) or not isinstance(thing, (type, FunctionType))):
+        return "python"
+    if _installed(file) and (library := _library(name.partition(".")[0])):
+        return library
+    if not _was_in(file, thing, module):
+        version = getattr(thing, "version", None) if version is None else version
+        usable = isinstance(version, (str, int)) and not isinstance(version, bool)
+        return f"version {version}" if usable else f"unknown-{_qualified(thing)}-{_token(thing)}"
+    sources = sorted((each, code_digest(source)) for each, source in _own_modules(name).items())
+    return _digest([sources, _own_code(thing, file)])
+
+
+def looked_up(thing: Any) -> list[Any]:
+    """What code that was typed in a notebook or at a prompt uses: what the names that it looks up stand for now, and a class's attributes.
+
+    Functions and classes that were typed there, too, are followed.
+    """
+    found: dict[int, Any] = {id(thing): thing}
+    waiting = [thing]
+    while waiting:
+        each = waiting.pop()
+        inside = vars(each).items() if isinstance(each, type) else ()
+        values = [v for name, v in inside if not name.startswith(("__", "_abc")) and not hasattr(type(v), "__get__")]
+        for function in _functions(each):
+            values += [function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__]
+        new = {id(value): value for value in values if id(value) not in found}
+        found |= new
+        waiting += [v for v in new.values() if isinstance(v, (type, FunctionType)) and source_digest(v).startswith("unknown-")]
+    return list(found.values())[1:]
+
+
+@cache
+def code_digest(source: str) -> str:
+    """A hash of a module's source without comments and docstrings.
+
+    Example:
+        >>> code_digest("x = 1  # one") == code_digest("x  =  1") != code_digest("x = 2")
+        True
+    """
+    return _digest(ast.dump(_tree(source)))
+
+
+def _tree(source: str) -> ast.Module:
+    """The syntax tree without docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
+    return tree
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
+
+
+def _files_digest(folder: Path, *paths: Path) -> str:
+    files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path]) if file.suffix == ".py"]
+    return _digest(sorted((file.relative_to(folder).as_posix(), code_digest(file.read_text())) for file in files))
+
+
+@cache
+def _package_digest(path: Path) -> str:
+    return _files_digest(path.parent, path)
+
+
+def _module_name(thing: Any) -> str:
+    if inspect.ismodule(thing):
+        return thing.__name__
+    return getattr(thing, "__module__", None) or type(thing).__module__
+
+
+def _qualified(thing: Any) -> str:
+    return getattr(thing, "__qualname__", None) or type(thing).__qualname__
+
+
+def _was_in(file: Path, thing: Any, module: ModuleType | None) -> bool:
+    """Whether a function or class comes from this file, and was not typed or sent by another process."""
+    if not file.is_file() or (_module_name(thing) == "__main__" and hasattr(sys, "ps1")):  # ps1: there is a prompt
+        return False
+    if not isinstance(thing, FunctionType):
+        return thing is module or _is_named(thing, module)
+    made_in = Path(inspect.unwrap(thing).__code__.co_filename)
+    return made_in.is_file() and made_in.samefile(file)
+
+
+def _is_named(thing: Any, module: ModuleType | None) -> bool:
+    return hasattr(module, _qualified(thing).partition(".")[0])
+
+
+def _of_python(name: str) -> bool:
+    return name != "__main__" and name.partition(".")[0] in sys.stdlib_module_names
+
+
+def _installed(file: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+
+
+@cache
+def _library(root: str) -> str:
+    """Name and version of the installed package that a module belongs to; empty when it belongs to none."""
+    try:
+        return f"{root} {version(root)}"
+    except PackageNotFoundError:
+        return ", ".join(f"{name} {version(name)}" for name in sorted(set(packages_distributions().get(root, ()))))
+
+
+def _own_modules(name: str) -> dict[str, str]:
+    """Name -> source of a module and of all that it imports, but for the kit, Python and installed libraries."""
+    found: dict[str, str] = {}
+    waiting = [name]
+    while waiting:
+        name = waiting.pop()
+        module = sys.modules.get(name)
+        spec = getattr(module, "__spec__", None) or _spec(name)
+        path = Path(getattr(module, "__file__", None) or getattr(spec, "origin", None) or "")
+        if name not in found and path.is_file() and not (_installed(path) or path.is_relative_to(KIT) or _of_python(name)):
+            found[name] = _source(name, path)
+            waiting += [name.rpartition(".")[0], *_imports(found[name], spec.parent if spec else "")]
+    return found
+
+
+_sources: dict[str, tuple[object, str]] = {}
+
+
+def _source(name: str, file: Path) -> str:
+    """A module's source as it was when this was first asked since it was loaded: what is edited later is not the code that runs."""
+    module = sys.modules.get(name)
+    loaded = getattr(module, "__spec__", None) or module  # `importlib.reload` gives a module another one
+    if loaded is None or _sources.get(name, (None, ""))[0] is not loaded:
+        # Compiled code of one's own goes by the file's bytes.
+        _sources[name] = loaded, file.read_text() if file.suffix == ".py" else repr(file.read_bytes())
+    return _sources[name][1]
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a module that has not been imported would come from; imports nothing."""
+    parent = name.rpartition(".")[0]
+    if not parent:
+        return PathFinder.find_spec(name) if name else None
+    spec = getattr(sys.modules.get(parent), "__spec__", None) or _spec(parent)
+    return PathFinder.find_spec(name, spec.submodule_search_locations) if spec and spec.submodule_search_locations else None
+
+
+@cache
+def _imports(source: str, package: str) -> list[str]:
+    """Names of all that a module imports; some may be functions of modules."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            with suppress(ImportError):  # a relative import that would fail
+                base = resolve_name("." * node.level + (node.module or ""), package)
+                found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return found
+
+
+def _own_code(thing: Any, file: Path) -> list[str]:
+    """The code of a function, or of a class's functions: others in the module may have the same name, in other branches, say."""
+    codes = [] if inspect.ismodule(thing) else [function.__code__ for function in _functions(thing)]
+    name = _module_name(thing)
+    found = _by_line(_source(name, file)) if codes and file.suffix == ".py" else {}
+    return [found.get(code.co_firstlineno, "") for code in codes if code.co_filename == str(file)]
+
+
+@cache
+def _by_line(source: str) -> dict[int, str]:
+    """First line -> hash of a function that begins there."""
+    functions = [n for n in ast.walk(_tree(source)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
+    return {min([n.lineno, *(d.lineno for d in getattr(n, "decorator_list", ()))]): _digest(ast.dump(n)) for n in functions}
+
+
+def _functions(thing: Any) -> list[FunctionType]:
+    """A function itself, or the functions in the body of a class."""
+    bare = []
+    for each in vars(thing).values() if isinstance(thing, type) else [thing]:
+        each = next((inner for name in ("__func__", "fget", "func") if (inner := getattr(each, name, None)) is not None), each)
+        bare.append(inspect.unwrap(each) if isinstance(each, FunctionType) else each)
+    return [function for function in bare if isinstance(function, FunctionType)]
+
+
+def _names(code: CodeType) -> list[str]:
+    """All names that a function and those inside it look up."""
+    inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
+    return [*code.co_names, *inner]
+
+
+@cache
+def _token(thing: Any) -> str:
+    """Random text: the same for the same object, and in this process only."""
+    return uuid.uuid4().hex
