@@ -269,7 +269,7 @@ class Store:
             StoreError: a manifest cannot be read.
         """
         found = {}
-        for path in sorted((self.folder / "runs").glob("*.json"), key=_changed):
+        for path in sorted((self.folder / "runs").glob("*.json"), key=_stat):
             try:
                 found[path.stem] = json.loads(path.read_text())
                 if not isinstance(found[path.stem]["experiments"], list):
@@ -280,11 +280,11 @@ class Store:
 
     def keys(self) -> list[str]:
         """Keys of all experiments, the latest last."""
-        return [p.parent.name for p in sorted(self.folder.glob("*/manifest.json"), key=_changed)]
+        return [p.parent.name for p in sorted(self.folder.glob("*/manifest.json"), key=_stat)]
 
     def unfinished(self) -> str:
         """The run that was started last and its rows, `"table1 312/525"`; empty when it is done. Reads no results, so it is fast."""
-        newest = max((self.folder / "runs").glob("*.json"), key=_changed, default=None)
+        newest = max((self.folder / "runs").glob("*.json"), key=_stat, default=None)
         rows = done = 0
         with suppress(OSError, ValueError, KeyError, TypeError):  # only for a display; `runs` says what is wrong
             for key in json.loads(newest.read_text())["experiments"] if newest else ():
@@ -293,19 +293,18 @@ class Store:
         return f"{newest.stem.rpartition('-')[0]} {done}/{rows}" if newest and done < rows else ""
 
     def overview(self) -> list[RunState]:
-        """How far every run is; experiments that belong to none come last, as a run without a name."""
-        runs = {name: run["experiments"] for name, run in self.runs().items()}
-        if orphans := sorted(set(self.keys()) - {key for keys in runs.values() for key in keys}):
+        """How far every run is. Experiments that belong to no run come last, as a run without a name."""
+        known, runs = self.keys(), {name: run["experiments"] for name, run in self.runs().items()}
+        if orphans := sorted(set(known).difference(*runs.values())):
             runs[""] = orphans
         states = []
         for name, keys in runs.items():
-            experiments = [self.experiment(key) for key in keys if key in self.keys()]
+            experiments = [self.experiment(key) for key in keys if key in known]
             left = {e.title: sum(b - a for a, b in self.missing(e)) for e in experiments}
-            rows, files = sum(e.rows for e in experiments), [p for e in experiments for p in (self.folder / e.key).iterdir()]
+            rows, files = sum(e.rows for e in experiments), [_stat(p) for e in experiments for p in (self.folder / e.key).iterdir()]
             missing = [f"{title.rpartition(', ')[2]} {n}" for title, n in left.items() if n]
-            stats = [found for p in files if (found := _stat(p))]
-            changed = max((found.st_mtime for found in stats), default=0.0)
-            states.append(RunState(name, rows, rows - sum(left.values()), missing, sum(found.st_size for found in stats), changed))
+            size, changed = sum(size for _, size in files), max((changed for changed, _ in files), default=0.0)
+            states.append(RunState(name, rows, rows - sum(left.values()), missing, size, changed))
         return states
 
     def prune(self, *, drop: Sequence[str] = (), dry_run: bool = False) -> list[Path]:
@@ -325,8 +324,9 @@ class Store:
         for name in drop:
             if not any(full.startswith(name) for full in runs):
                 raise ValueError(f"drop: expected the beginning of one of {list(runs)}, got {name!r}")
-        doomed = [self.folder / "runs" / f"{full}.json" for full in runs if full.startswith(tuple(drop))] if drop else []
-        needed = {key for full, run in runs.items() for key in run["experiments"] if not (drop and full.startswith(tuple(drop)))}
+        dropped = [full for full in runs if full.startswith(tuple(drop))]
+        needed = {key for full, run in runs.items() if full not in dropped for key in run["experiments"]}
+        doomed = [self.folder / "runs" / f"{full}.json" for full in dropped]
         for folder in (p for p in self.folder.iterdir() if p.is_dir()):
             left_over = (p for p in folder.iterdir() if p.suffix in (".part", ".damaged", ".lock"))
             doomed += left_over if folder.name in needed | {"runs"} else [folder]
@@ -339,23 +339,23 @@ class Store:
         part = path.with_name(f"{path.stem[:40]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with part.open("xb") as file:
-                    file.write(data)
-                    if self.durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                part.replace(path)
-            except BaseException:
-                part.unlink(missing_ok=True)
+            with part.open("xb") as file:
+                file.write(data)
+                if self.durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException as error:
+            with suppress(OSError):
+                part.unlink()
+            if not isinstance(error, OSError):
                 raise
-            if self.durable:
-                _flush_folder(path.parent)
-        except OSError as error:
             raise StoreError(
                 f"cannot write {path} ({error.strerror or error}). What was finished before is kept; make room, or name another folder "
                 "as the store, and run the same command again"
             ) from error
+        if self.durable:
+            _flush_folder(path.parent)
 
     def _sound(self, path: Path, key: str, start: int, stop: int, checksum: str) -> bool:
         """Whether a file's checksum and header agree with its name. Read again only after it has changed."""
@@ -398,17 +398,13 @@ def _header(data: bytes) -> dict[str, Any]:
         return {}
 
 
-def _stat(path: Path) -> os.stat_result | None:
-    """None for a file that another process has just renamed or removed."""
+def _stat(path: Path) -> tuple[float, int]:
+    """When a file last changed, and its size; zeros for one that another process has just renamed or removed."""
     try:
-        return path.stat()
+        found = path.stat()
     except FileNotFoundError:
-        return None
-
-
-def _changed(path: Path) -> float:
-    found = _stat(path)
-    return found.st_mtime if found else 0.0
+        return 0.0, 0
+    return found.st_mtime, found.st_size
 
 
 def _flush_folder(folder: Path) -> None:
