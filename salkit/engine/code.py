@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 import json
+import os
 import sys
 import uuid
 from contextlib import suppress
@@ -53,7 +54,7 @@ def source_digest(thing: Any, version: object = None) -> str:
     file = Path(getattr(module, "__file__", None) or "")
     if file.is_relative_to(KIT):
         return _digest([_package_digest(KIT / file.relative_to(KIT).parts[0]), _own_code(thing, file)])
-    if _of_python(name) and (_is_named(thing, module) or not isinstance(thing, (type, FunctionType))):
+    if _of_python(name, file) and (_is_named(thing, module) or not isinstance(thing, (type, FunctionType))):
         return "python"
     if _installed(file) and (library := _library(name.partition(".")[0])):
         return library
@@ -142,8 +143,9 @@ def _is_named(thing: Any, module: ModuleType | None) -> bool:
     return hasattr(module, _qualified(thing).partition(".")[0])
 
 
-def _of_python(name: str) -> bool:
-    return name != "__main__" and name.partition(".")[0] in sys.stdlib_module_names
+def _of_python(name: str, file: Path) -> bool:
+    """Whether a module belongs to the standard library, and is not a file of one's own with such a name."""
+    return name.partition(".")[0] in sys.stdlib_module_names and (not file.is_file() or file.is_relative_to(Path(os.__file__).parent))
 
 
 def _installed(file: Path) -> bool:
@@ -168,7 +170,7 @@ def _own_modules(name: str) -> dict[str, str]:
         module = sys.modules.get(name)
         spec = getattr(module, "__spec__", None) or _spec(name)
         path = Path(getattr(module, "__file__", None) or getattr(spec, "origin", None) or "")
-        if name not in found and path.is_file() and not (_installed(path) or path.is_relative_to(KIT) or _of_python(name)):
+        if name not in found and path.is_file() and not (_installed(path) or path.is_relative_to(KIT) or _of_python(name, path)):
             found[name] = _source(name, path)
             waiting += [name.rpartition(".")[0], *_imports(found[name], spec.parent if spec else "")]
     return found

@@ -162,7 +162,8 @@ def _describe_net(net: nn.Module) -> dict[str, Any]:
     usual = vars(nn.Module())
     own = {name: {k: v for k, v in vars(m).items() if k not in usual and _is_plain(v)} for name, m in net.named_modules()}
     own_text = canonical(describe(own))
-    sources = sorted({canonical([_name(type(m)), *_sources(m)]) for m in net.modules()})
+    kinds = {(type(m), repr(getattr(m, "version", None))): m for m in net.modules()}
+    sources = sorted({canonical([_name(type(m)), *_sources(m)]) for m in kinds.values()})
     tensors = {**dict(net.named_buffers()), **net.state_dict()}
     made = {"class": _name(type(net)), "source": [json.loads(text) for text in sources]}
     made["own"] = own_text if "unknown-" in own_text else digest(own_text)

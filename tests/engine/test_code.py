@@ -173,6 +173,20 @@ def own(tmp_path, monkeypatch):
     forget()
 
 
+def test_a_file_of_ones_own_with_a_name_of_pythons(own, monkeypatch):
+    monkeypatch.delitem(sys.modules, "profile", raising=False)
+    own.write("my_methods.py", FILES["my_methods.py"].replace("my_helper", "profile"))
+    digests = []
+    for factor in (2, 3):
+        own.write("profile.py", f"def scaled(x):\n    return {factor} * x\n")
+        digests += [source_digest(type(own.load())), source_digest(importlib.import_module("profile").scaled)]
+        for name in ("profile", "my_methods"):
+            code._sources.pop(name, None)
+        del sys.modules["profile"]
+    assert len(set(digests)) == 4
+    assert "python" not in digests
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_users_module_counts_with_everything_of_its_own_that_it_imports(own, name):
     first = describe(own.load())
