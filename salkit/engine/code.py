@@ -36,14 +36,14 @@ def source_digest(thing: Any, version: object = None) -> str:
 
     - Of the kit: a hash of the whole package.
     - Of an installed library: its name and version.
-    - Of another file: a hash of the module and of all modules that it imports, directly or through others, and are neither of these.
-    - Typed in a notebook or at a prompt: the attribute `version` (text or an integer), or else `"unknown-…"`, new in every process.
+    - Of another file: a hash of the module and of all modules that it imports, directly or indirectly, without the kit and libraries.
+    - Typed in a notebook or at a prompt: the attribute `version` (str or int), else `"unknown-…"`, which differs in every process.
 
     Comments and docstrings do not count.
 
     Args:
         thing: the function, class or module.
-        version: to be used instead of the attribute of `thing`.
+        version: instead of the attribute of `thing`.
 
     Example:
         >>> source_digest(json.dumps)
@@ -67,9 +67,9 @@ def source_digest(thing: Any, version: object = None) -> str:
 
 
 def looked_up(thing: Any) -> list[Any]:
-    """What code that was typed in a notebook or at a prompt uses: what the names that it looks up stand for now, and a class's attributes.
+    """What a typed function or class uses: the present values of its global names and class attributes.
 
-    Functions and classes that were typed there, too, are followed.
+    If one of these is a typed function or class, too, what that uses is in the list as well.
     """
     found: dict[int, Any] = {id(thing): thing}
     waiting = [thing]
@@ -86,7 +86,7 @@ def looked_up(thing: Any) -> list[Any]:
 
 
 @cache
-def code_digest(source: str) -> str:
+def code_digest(source: str | bytes) -> str:
     """A hash of a module's source without comments and docstrings.
 
     Example:
@@ -96,9 +96,12 @@ def code_digest(source: str) -> str:
     return _digest(ast.dump(_tree(source)))
 
 
-def _tree(source: str) -> ast.Module:
-    """The syntax tree without docstrings."""
-    tree = ast.parse(source)
+def _tree(source: str | bytes) -> ast.Module:
+    """The syntax tree without docstrings; of compiled code and the like one with the file's bytes."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ast.parse(repr(source))
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
@@ -111,7 +114,7 @@ def _digest(value: Any) -> str:
 
 def _files_digest(folder: Path, *paths: Path) -> str:
     files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path]) if file.suffix == ".py"]
-    return _digest(sorted((file.relative_to(folder).as_posix(), code_digest(file.read_text())) for file in files))
+    return _digest(sorted((file.relative_to(folder).as_posix(), code_digest(file.read_bytes())) for file in files))
 
 
 @cache
@@ -130,8 +133,8 @@ def _qualified(thing: Any) -> str:
 
 
 def _was_in(file: Path, thing: Any, module: ModuleType | None) -> bool:
-    """Whether a function or class comes from this file, and was not typed or sent by another process."""
-    if not file.is_file() or (_module_name(thing) == "__main__" and hasattr(sys, "ps1")):  # ps1: there is a prompt
+    """Whether a function or class comes from this file, and not from a prompt or another process."""
+    if not file.is_file() or (_module_name(thing) == "__main__" and hasattr(sys, "ps1")):  # there is a prompt
         return False
     if not isinstance(thing, FunctionType):
         return thing is module or _is_named(thing, module)
@@ -144,7 +147,7 @@ def _is_named(thing: Any, module: ModuleType | None) -> bool:
 
 
 def _of_python(name: str, file: Path) -> bool:
-    """Whether a module belongs to the standard library, and is not a file of one's own with such a name."""
+    """Whether a module belongs to the standard library. A user's file may have the same name."""
     return name.partition(".")[0] in sys.stdlib_module_names and (not file.is_file() or file.is_relative_to(Path(os.__file__).parent))
 
 
@@ -154,16 +157,16 @@ def _installed(file: Path) -> bool:
 
 @cache
 def _library(root: str) -> str:
-    """Name and version of the installed package that a module belongs to; empty when it belongs to none."""
+    """Name and version of the installed distribution that has this package; empty if there is none."""
     try:
         return f"{root} {version(root)}"
     except PackageNotFoundError:
         return ", ".join(f"{name} {version(name)}" for name in sorted(set(packages_distributions().get(root, ()))))
 
 
-def _own_modules(name: str) -> dict[str, str]:
-    """Name -> source of a module and of all that it imports, but for the kit, Python and installed libraries."""
-    found: dict[str, str] = {}
+def _own_modules(name: str) -> dict[str, bytes]:
+    """Name -> source of a module and of all it imports, except the kit, Python and installed libraries."""
+    found: dict[str, bytes] = {}
     waiting = [name]
     while waiting:
         name = waiting.pop()
@@ -176,21 +179,20 @@ def _own_modules(name: str) -> dict[str, str]:
     return found
 
 
-_sources: dict[str, tuple[object, str]] = {}
+_sources: dict[str, tuple[object, bytes]] = {}
 
 
-def _source(name: str, file: Path) -> str:
-    """A module's source as it was when this was first asked since it was loaded: what is edited later is not the code that runs."""
+def _source(name: str, file: Path) -> bytes:
+    """The source of a module, read once after it was loaded: an edit after that is not the code that runs."""
     module = sys.modules.get(name)
     loaded = getattr(module, "__spec__", None) or module  # `importlib.reload` gives a module another one
-    if loaded is None or _sources.get(name, (None, ""))[0] is not loaded:
-        # Compiled code of one's own goes by the file's bytes.
-        _sources[name] = loaded, file.read_text() if file.suffix == ".py" else repr(file.read_bytes())
+    if loaded is None or _sources.get(name, (None, b""))[0] is not loaded:
+        _sources[name] = loaded, file.read_bytes()
     return _sources[name][1]
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """Where a module that has not been imported would come from; imports nothing."""
+    """Where a module would be imported from. Unlike `importlib.util.find_spec` it never imports the parent package."""
     parent = name.rpartition(".")[0]
     if not parent:
         return PathFinder.find_spec(name) if name else None
@@ -199,10 +201,10 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 @cache
-def _imports(source: str, package: str) -> list[str]:
-    """Names of all that a module imports; some may be functions of modules."""
+def _imports(source: bytes, package: str) -> list[str]:
+    """Names of all that a module imports, among them functions and classes."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_tree(source)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -213,15 +215,15 @@ def _imports(source: str, package: str) -> list[str]:
 
 
 def _own_code(thing: Any, file: Path) -> list[str]:
-    """The code of a function, or of a class's functions: others in the module may have the same name, in other branches, say."""
+    """Hashes of the function itself, or of the class's functions: a module may define several with the same name."""
     codes = [] if inspect.ismodule(thing) else [function.__code__ for function in _functions(thing)]
     name = _module_name(thing)
-    found = _by_line(_source(name, file)) if codes and file.suffix == ".py" else {}
+    found = _by_line(_source(name, file)) if codes else {}
     return [found.get(code.co_firstlineno, "") for code in codes if code.co_filename == str(file)]
 
 
 @cache
-def _by_line(source: str) -> dict[int, str]:
+def _by_line(source: bytes) -> dict[int, str]:
     """First line -> hash of a function that begins there."""
     functions = [n for n in ast.walk(_tree(source)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
     return {min([n.lineno, *(d.lineno for d in getattr(n, "decorator_list", ()))]): _digest(ast.dump(n)) for n in functions}
@@ -237,7 +239,7 @@ def _functions(thing: Any) -> list[FunctionType]:
 
 
 def _names(code: CodeType) -> list[str]:
-    """All names that a function and those inside it look up."""
+    """All global names and attributes that a function and the functions inside it use."""
     inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
     return [*code.co_names, *inner]
 

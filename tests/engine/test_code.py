@@ -187,6 +187,16 @@ def test_a_file_of_ones_own_with_a_name_of_pythons(own, monkeypatch):
     assert "python" not in digests
 
 
+@pytest.mark.parametrize("name", ["my_later.py", "my_later.so"])
+def test_files_that_are_no_source_go_by_their_bytes(own, name):
+    (own.folder / "my_later.py").unlink()
+    digests = []
+    for content in (b"\0compiled", b"\0compiled anew", b"print 'an old Python'"):
+        (own.folder / name).write_bytes(content)
+        digests.append(source_digest(type(own.load())))
+    assert len(set(digests)) == 3
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_users_module_counts_with_everything_of_its_own_that_it_imports(own, name):
     first = describe(own.load())
