@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import resolve_name
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 KIT = Path(__file__).parents[1]
@@ -75,14 +75,21 @@ def looked_up(thing: Any) -> list[Any]:
     waiting = [thing]
     while waiting:
         each = waiting.pop()
-        inside = vars(each).items() if isinstance(each, type) else ()
-        values = [v for name, v in inside if not name.startswith(("__", "_abc")) and not hasattr(type(v), "__get__")]
+        values = _attributes(each)
         for function in _functions(each):
             values += [function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__]
         new = {id(value): value for value in values if id(value) not in found}
         found |= new
         waiting += [v for v in new.values() if isinstance(v, (type, FunctionType)) and source_digest(v).startswith("unknown-")]
     return list(found.values())[1:]
+
+
+def made_with(thing: type) -> list[Any]:
+    """What a class may have from the function that defines it: its attributes, and the defaults and outer variables of its functions."""
+    functions = _functions(thing)
+    cells = [cell.cell_contents for function in functions for cell in function.__closure__ or () if cell != CellType()]
+    defaults = [(function.__defaults__, function.__kwdefaults__) for function in functions]
+    return [value for value in (*_attributes(thing), *cells, *defaults) if value is not thing]
 
 
 @cache
@@ -227,6 +234,12 @@ def _by_line(source: bytes) -> dict[int, str]:
     """First line -> hash of a function that begins there."""
     functions = [n for n in ast.walk(_tree(source)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
     return {min([n.lineno, *(d.lineno for d in getattr(n, "decorator_list", ()))]): _digest(ast.dump(n)) for n in functions}
+
+
+def _attributes(thing: Any) -> list[Any]:
+    """The values in the body of a class that are not methods."""
+    inside = vars(thing).items() if isinstance(thing, type) else ()
+    return [value for name, value in inside if not name.startswith(("__", "_abc")) and not hasattr(type(value), "__get__")]
 
 
 def _functions(thing: Any) -> list[FunctionType]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from salkit.engine.code import kit_digest, looked_up, source_digest
+from salkit.engine.code import kit_digest, looked_up, made_with, source_digest
 
 LIBRARIES = ("torch", "torchvision", "numpy", "captum", "zennit", "scikit-image")
 """Packages whose version changes numbers."""
@@ -177,17 +177,19 @@ def _sources(value: object) -> list[Any]:
 
 def _source(thing: object, version: object = None) -> Any:
     found = source_digest(thing, version)
-    if not found.startswith("unknown-"):
-        return found
-    return [found, [_describe_or_not(value) for value in looked_up(thing)]]
+    if found.startswith("unknown-"):
+        return [found, [_describe_or_not(value) for value in looked_up(thing)]]
+    if isinstance(thing, type) and "<locals>" in thing.__qualname__ and not found.startswith("version "):
+        return [found, [_describe_or_not(value) for value in made_with(thing)]]
+    return found
 
 
 def _describe_or_not(value: Any) -> Any:
-    """What cannot be described equals nothing, not even itself: it may have changed since."""
+    """The description; of what cannot be described, random text, since it may have changed."""
     try:
         return describe(value)
     except ValueError:
-        return uuid.uuid4().hex
+        return f"unknown-{uuid.uuid4().hex}"
 
 
 def _is_plain(value: object) -> bool:

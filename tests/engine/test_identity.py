@@ -126,6 +126,26 @@ class Scaling:
         return self.factor * x
 
 
+def configured(factor):
+    class Base:
+        def __init__(self):
+            super().__init__()
+
+    class Attribute(Base):
+        amount = factor
+
+    class Closure(Base):
+        def scale(self, x):
+            return factor * x
+
+    class Default(Base):
+        @staticmethod
+        def scale(x, *, factor=factor):
+            return factor * x
+
+    return [Attribute(), Closure(), Default()]
+
+
 class Slotted:
     __slots__ = ("a", "unset")
 
@@ -220,7 +240,7 @@ def classifiers():
 def values():
     plain = [1, True, None, "1", 0.5, [1, 2], [[1], 2], {"a": 1}, torch.ones(2), torch.zeros(2), torch.ones(1, 2), np.ones(2)]
     whole = [Whole(), Whole((Part(), Part(3.0))), Whole(more={"x": Part()}), Slotted(1), Slotted(2)]
-    return [*plain, *whole, Described(1, unseen={1, 2}), Described(2), Part(1), Part(2)]
+    return [*plain, *whole, *configured(2), *configured(3), Described(1, unseen={1, 2}), Described(2), Part(1), Part(2)]
 
 
 @pytest.mark.parametrize("group", [learned_masks, captum_methods, functions, nets, classifiers, values])
