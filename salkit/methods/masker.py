@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -125,6 +125,11 @@ class MaskerMethod:
         check_settings(self, counts=("internal_batch_size",))
         if not isinstance(self.masker, (str, Path, Masker)):
             raise TypeError(f"masker: expected a name, a path or a Masker, got {self.masker!r}")
+
+    def describe_as(self) -> dict[str, object]:
+        """Its settings; a checkpoint by its file, so that what the file holds counts and not what it is called."""
+        masker = self.masker if isinstance(self.masker, Masker) else masker_path(self.masker)
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"masker": masker}
 
     def cost(self) -> Cost:
         """One forward pass a map."""

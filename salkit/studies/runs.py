@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from salkit.engine.identity import describe_experiment
 from salkit.evaluation.evaluate import evaluate, probabilities
 from salkit.evaluation.results import rescore
 from salkit.evaluation.tasks import Part, Source, Table
-from salkit.methods import LearnedMask, SaliencyMethod, masker_training
+from salkit.methods import LearnedMask, SaliencyMethod
 from salkit.methods.learned_mask import SCHEDULES
 from salkit.methods.masker import masker_metadata, save_masker
 from salkit.methods.masker_training import make_masker, taps_of, train_masker
@@ -220,8 +219,7 @@ class Runs:
             >>> Runs("smoke").table(theory_study.theorem_lengths, ds=[1000], margins=[0.2], delta=0.05).L1.item()
             150
         """
-        needed = [m for m in vars(inspect.getmodule(function)).values() if inspect.ismodule(m) and m.__name__.startswith("salkit.")]
-        about = describe_experiment("table", function.__name__, 1, needed, function=function, settings=settings)
+        about = describe_experiment("table", function.__name__, 1, function=function, settings=settings)
         nothing = torch.zeros(0, 3, 1, 1)
         with self._engine() as engine:
             part, source = Part(about, Table(function, settings)), Source(Classifier(nn.Identity()), nothing, (), nothing)
@@ -249,7 +247,7 @@ class Runs:
         for name, recipe in masker_recipes(study).items():
             recipe = replace(recipe, seed=self.seed)
             settings = {"recipe": recipe, "classifier": study.classifier, "data": study.data}
-            key = describe_experiment("masker", name, 1, [masker_training], **settings).key
+            key = describe_experiment("masker", name, 1, **settings).key
             path = folder / f"{name}-{study.classifier}.safetensors"
             if not path.is_file() or masker_metadata(path).get("settings_key") != key:
                 classifier = load_classifier(study.classifier, device=resolve_device(self.device))
