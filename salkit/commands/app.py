@@ -21,7 +21,7 @@ from salkit.data.images import load_distractors, load_images
 from salkit.evaluation.evaluate import evaluate
 from salkit.methods import METHODS, get_method, masker_training
 from salkit.methods.masker import save_masker
-from salkit.models import checkpoints, passes, training
+from salkit.models import checkpoints, training
 from salkit.models.zoo import cifar10_net
 from salkit.report import reproduce, tables
 from salkit.scores import PROTOCOLS
@@ -69,16 +69,6 @@ def plan_command(
     console.print(
         "Passes are of single images. Rates were measured on a few steps with random weights; notebook 01 makes none and takes minutes."
     )
-
-
-@app.command("tune")
-def tune_command(device: Device = "auto") -> None:
-    """Measure which passes are fastest on this device, half a minute, and remember it."""
-    with errors():
-        found = costs.tune(device)
-    for key, size in found.items():
-        console.print(f"{key} {size}", highlight=False)
-    console.print(f"remembered in {passes.measured_file()}; delete it for the defaults")
 
 
 @app.command("evaluate")
@@ -173,7 +163,7 @@ def train_classifier_command(
         model.half().float()  # what a reader of the float16 checkpoint gets
         exact = training.accuracy(model, held_out)
     for row in log:
-        console.print(f"epoch {row['epoch']:3.0f}  loss {row['loss']:.3f}  accuracy {row['val_accuracy']:.3f}  {row['seconds']:.0f} s")
+        console.print(f"epoch {row['epoch']:3.0f}  loss {row['loss']:.3f}  accuracy {row['val_accuracy']:.3f}")
     console.print(f"{out}: accuracy {exact:.4f} on {len(held_out)} images of {val}")
 
 

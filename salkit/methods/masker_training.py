@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -21,8 +19,8 @@ from salkit.data.images import ImageSet
 from salkit.methods.dabkowski_gal import DabkowskiGalNet
 from salkit.methods.masker import Masker
 from salkit.methods.phang import PhangNet
-from salkit.models.checkpoints import load_state, load_training_state
 from salkit.models.classifier import Classifier
+from salkit.models.training import ResumableTraining
 from salkit.models.zoo import FEATURE_TAPS
 from salkit.progress import progress_bar
 
@@ -135,62 +133,53 @@ def train_masker(
         masker: from `make_masker` with the same recipe; trained on the device it is on.
         classifier: the net that is explained.
         train: labelled images, decoded as they are needed.
-        val: held-out images that every `eval_every` steps are measured on.
+        val: held-out images that the masker is measured on after every `eval_every` steps.
         recipe: sizes and rates.
-        state_path: where to keep the state at every measurement; training goes on from it when it exists.
+        state_path: file of the state at every measurement; training goes on from it if it exists.
         n_workers: processes that decode images.
         show_progress: a bar over the steps.
 
     Returns:
         The learning curve, one row a measurement: `phase`, `step` (in its phase), `images` (seen in all), `loss` (mean since the last
-        row), `seconds`, and the columns of `measure`.
+        row), and the columns of `measure`.
 
     Raises:
         ValueError: no training images, or some without a label; a state that is damaged or of another masker.
     """
     if not len(train.ids) or min(train.labels) < 0:
         raise ValueError("train: expected at least one image, all of them labelled")
-    log: list[dict[str, Any]] = []
-    saved = None
-    if state_path and Path(state_path).exists():
-        saved = load_training_state(state_path, ("masker", "adam", "schedule", "phase", "log"))
-        load_state(masker, saved["masker"], state_path)
-        log = json.loads(saved["log"])
-    seen, before = 0, log[-1]["seconds"] if log else 0.0
-    start = time.perf_counter()
-    for stage, phase in zip(stages(masker, recipe), masker.phases(), strict=True):
-        adam = torch.optim.Adam(phase.parameters, recipe.lr, weight_decay=recipe.weight_decay)
+    training, device = ResumableTraining(masker, state_path), next(masker.parameters()).device
+
+    def train_stage(stage: Stage, parameters: list[nn.Parameter], seen: int) -> None:
+        """Train one phase, after `seen` images of those before it."""
+        adam = torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay)
         schedule = torch.optim.lr_scheduler.StepLR(adam, stage.decay_every)
-        done = max((row["step"] for row in log if row["phase"] == stage.phase), default=0)
-        if saved and saved["phase"] == stage.phase:
-            adam.load_state_dict(saved["adam"])
-            schedule.load_state_dict(saved["schedule"])
-        batches = Batches(train, stage, recipe, range(done, stage.n_steps))
-        loader = DataLoader(batches, batch_size=None, num_workers=n_workers)
-        bar = progress_bar(loader, show_progress, desc=f"{recipe.kind}, {stage.phase}", total=stage.n_steps, initial=done)
-        total, steps = 0.0, 0
-        for step, (inputs, labels) in enumerate(bar, done + 1):
+        first = min(training.finished(stage.phase) * recipe.eval_every, stage.n_steps)
+        loader = DataLoader(Batches(train, stage, recipe, range(first, stage.n_steps)), batch_size=None, num_workers=n_workers)
+        bar = progress_bar(loader, show_progress, desc=f"{recipe.kind}, {stage.phase}", total=stage.n_steps, initial=first)
+        steps = enumerate(bar, first + 1)
+
+        def loss(step: int, batch: tuple[Tensor, Tensor]) -> Tensor:
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + seen + step)
-            masker.train()
-            device = next(masker.parameters()).device
             area = min(1.0, step / (recipe.area_ramp * stage.n_steps)) if recipe.area_ramp else 1.0
-            loss = masker.loss(stage.phase, classifier, inputs.to(device), labels.to(device), generator, area)
-            gradients = torch.autograd.grad(loss, phase.parameters, allow_unused=True)
-            for parameter, gradient in zip(phase.parameters, gradients, strict=True):
-                parameter.grad = gradient
-            torch.nn.utils.clip_grad_norm_(phase.parameters, recipe.clip)
-            adam.step()
-            schedule.step()
-            total, steps = total + loss.item(), steps + 1
-            if step % recipe.eval_every == 0 or step == stage.n_steps:
-                row = {"phase": stage.phase, "step": step, "images": seen + step * stage.batch_size, "loss": total / steps}
-                log.append(row | measure(masker, classifier, val) | {"seconds": before + time.perf_counter() - start})
-                total, steps = 0.0, 0
-                if state_path:
-                    _save_state(state_path, masker, adam, schedule, stage.phase, log)
+            return masker.loss(stage.phase, classifier, batch[0].to(device), batch[1].to(device), generator, area)
+
+        def row(number: int, mean_loss: float) -> dict[str, Any]:
+            step = min((number + 1) * recipe.eval_every, stage.n_steps)
+            images = seen + step * stage.batch_size
+            return {"phase": stage.phase, "step": step, "images": images, "loss": mean_loss} | measure(masker, classifier, val)
+
+        def batches(number: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+            return islice(steps, recipe.eval_every)
+
+        n_rounds = -(-stage.n_steps // recipe.eval_every)
+        training.run(adam, schedule, n_rounds, batches, loss, row, phase=stage.phase, clip=recipe.clip)
+
+    seen = 0
+    for stage, phase in zip(stages(masker, recipe), masker.phases(), strict=True):
+        train_stage(stage, phase.parameters, seen)
         seen += stage.n_steps * stage.batch_size
-    masker.eval()
-    return log
+    return training.log
 
 
 def stages(masker: Masker, recipe: MaskerRecipe) -> list[Stage]:
@@ -273,9 +262,3 @@ def taps_of(name: str) -> tuple[str, ...]:
     """
     check_choice("classifier", name, sorted(FEATURE_TAPS))
     return FEATURE_TAPS[name]
-
-
-def _save_state(path: str | Path, masker: Masker, adam: Any, schedule: Any, phase: str, log: list[dict[str, Any]]) -> None:
-    state = {"masker": masker.state_dict(), "adam": adam.state_dict(), "schedule": schedule.state_dict(), "phase": phase}
-    torch.save(state | {"log": json.dumps(log)}, f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,7 @@ from salkit.data.files import data_dir
 from salkit.engine.executors import check_executor
 from salkit.engine.store import Store as ResultStore
 from salkit.models.folding import ALLOCATOR
-from salkit.models.passes import measured
 from salkit.report.pages import clock, write_index
-from salkit.studies.costs import tune
 from salkit.studies.profiles import get_profile
 
 TOLERANCE = 0.02
@@ -87,10 +85,6 @@ def reproduce(
     kept = ResultStore(store or output / "store")
     progress = _Progress([(p.stem, expected.get(p.stem, {}).get("seconds")) for p in paths], console or Console(), kept.unfinished)
     os.environ.update(ALLOCATOR | os.environ)  # kernels inherit it
-    if not measured() and profile != "smoke":
-        progress.console.print("Measuring once which passes are fastest on this device (salkit tune) ...")
-        with suppress(OSError):  # a home that cannot be written to is no reason to stop
-            tune(str(values.get("device", "auto")))
     try:
         with _workers(executor, workers, progress.console) as address, progress:
             for path in paths:

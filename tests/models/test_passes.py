@@ -22,7 +22,6 @@ from salkit.models.passes import (
     stop_if_told,
     tiled,
 )
-from salkit.studies import costs
 
 CPU = torch.device("cpu")
 
@@ -234,48 +233,3 @@ def test_masks_and_curves_have_the_same_bits_on_two_workers(two_threads, images,
         found.append((maps, insertion_curve(reference_classifier, images, target, maps, n_steps=7)))
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
-
-
-def test_a_measured_size_is_remembered_for_its_device_and_image_size(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    passes.measured.cache_clear()
-    inputs = torch.zeros(1, 3, 32, 32)
-    try:
-        assert (passes.measured(), batch_size(inputs)) == ({}, 80)
-        rates = {40: 1.0, 80: 2.0, 160: 3.0}
-        monkeypatch.setattr(costs, "_learning_rate", lambda classifier, side, size, device: rates[size])
-        assert costs.tune("cpu", ["cifar10-resnet20"]) == {passes.measured_key(CPU, 32): 160}
-        assert batch_size(inputs) == batch_size(inputs, device="cpu") == 160
-        assert batch_size(inputs.bfloat16()) == 320
-        assert (batch_size(inputs, 5), batch_size(torch.zeros(1, 3, 224, 224))) == (5, 20)
-        for damaged in ("{", "[1]", '{"a": 0}', '{"a": "many"}'):
-            passes.measured_file().write_text(damaged)
-            passes.measured.cache_clear()
-            assert passes.measured() == {}
-    finally:
-        passes.measured.cache_clear()
-
-
-@pytest.mark.parametrize("best", [1, 2])
-def test_the_faster_way_to_use_the_cores_is_remembered(two_threads, tmp_path, monkeypatch, best):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    passes.measured.cache_clear()
-    try:
-        assert passes.workers(CPU) == 2
-        monkeypatch.setattr(costs, "_learning_rate", lambda *arguments: 2.0 if passes.workers(CPU) == best else 1.0)
-        found = costs.tune("cpu", ["cifar10-resnet20"])
-        assert found[passes.workers_key()] == passes.workers(CPU) == best
-        assert passes.workers(torch.device("cuda")) == 1
-        torch.set_num_threads(1)
-        assert passes.workers(CPU) == 1
-    finally:
-        passes.measured.cache_clear()
-
-
-def test_rates_are_measured_in_whole_passes():
-    sizes = []
-    classifier = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    classifier.net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    assert costs._learning_rate(classifier, 8, 4, CPU) > 0
-    # One image to count the labels; four runs of two passes of four images, two steps each.
-    assert sizes == [1] + [4] * 16
