@@ -320,10 +320,8 @@ def test_modes_and_seeds_can_be_chosen(scene, randomised):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"modes": ["cascading", "sideways"]}, "modes: expected one of .*independent.*, got 'sideways'"),
         ({"modes": []}, "modes, stages: expected at least one of each"),
         ({"explain": "both"}, "explain: expected one of .*randomised.*, got 'both'"),
-        ({"stages": {"head": ("fc",)}}, r"modules: expected names of modules of Sequential, got \['fc'\]"),
     ],
 )
 def test_wrong_arguments_are_named(scene, change, message):
