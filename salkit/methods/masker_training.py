@@ -34,15 +34,16 @@ class MaskerRecipe:
         class_conditional: Phang's optional mode.
         widths: of Dabkowski and Gal's decoder, fine to coarse.
         classes: class indices with an embedding; None for all classes of the net.
-        embedding: where Dabkowski and Gal's class embedding starts: `"normal"`, or the `"classifier"`'s own last weights, which
-            gives classes without a training image a meaning.
+        embedding: start of Dabkowski and Gal's class embedding: `"normal"` for random draws, `"classifier"` for the weights of the
+            classifier's last layer, which are meaningful for classes without a training image, too.
         images: how many training images are seen, a number a phase; None for the source's.
         batch_size: None for the source's.
-        size: side of the training crops; None for the classifier's.
-        area_ramp: share of the last phase over which the penalty on the mask's area grows to its full weight; 0 in the sources. A short
-            training of Dabkowski and Gal's from full weight ends in empty masks.
-        lr, weight_decay, clip: of Adam, and the largest norm of a gradient (Phang's).
-        eval_every: steps between measurements on held-out images (and checkpoints).
+        size: side of the training crops; None for the size of the classifier's inputs.
+        area_ramp: share of a phase over which the penalty on the mask's area grows to its full weight; 0 in the sources. With full weight
+            from the start, a short training of Dabkowski and Gal's masker ends in empty masks.
+        lr, weight_decay: of Adam.
+        clip: largest norm of the gradient (Phang et al.).
+        eval_every: steps between measurements on held-out images; the state is saved at each of them.
     """
 
     kind: Literal["dabkowski_gal", "phang"]
@@ -71,7 +72,7 @@ class MaskerRecipe:
 
 
 class Stage(NamedTuple):
-    """A phase of training as it will run."""
+    """A phase of training at the sizes of a recipe."""
 
     phase: str
     batch_size: int
@@ -83,10 +84,10 @@ def make_masker(classifier: Classifier, taps: Sequence[str], recipe: MaskerRecip
     """An untrained masker for a classifier.
 
     Args:
-        classifier: whose features it will read.
-        taps: names of its modules, fine to coarse; Phang's reads the last two of them.
+        classifier: the masker reads its features.
+        taps: names of the classifier's modules to read, fine to coarse; Phang's masker reads the last two.
         recipe: architecture and seed.
-        side: of an image, to learn the shapes of the features.
+        side: of an image, in pixels.
 
     Raises:
         ValueError: unknown taps, or an embedding that cannot start from the classifier's weights.
@@ -183,7 +184,7 @@ def train_masker(
 
 
 def stages(masker: Masker, recipe: MaskerRecipe) -> list[Stage]:
-    """The phases at the recipe's size; where there are fewer steps than in the source, the rate decays at the same shares of them.
+    """The phases at the sizes of a recipe. The learning rate decays after the same share of the steps as in the source.
 
     Raises:
         ValueError: `recipe.images` has another length than the phases.
@@ -202,12 +203,12 @@ def stages(masker: Masker, recipe: MaskerRecipe) -> list[Stage]:
 
 @torch.no_grad()
 def measure(masker: Masker, classifier: Classifier, images: ImageSet, batch_size: int = 40) -> dict[str, float]:
-    """What a masker does on images with known labels, all in [0, 1].
+    """Quality of a masker on images with known labels, all numbers in [0, 1].
 
     Returns:
-        `area`: mean of the masks of the true labels; `area_false`: the same for a false label (the next image's);
-        `whole`, `kept`, `removed`: mean probability of the true label on the whole image, on what the mask keeps over gray, and on
-        what is left without it.
+        `area`: mean of the masks of the true labels; `area_false`: the same for a false label (that of the image before it);
+        `whole`, `kept`, `removed`: mean probability of the true label on the whole image, on the pixels that the mask keeps (the others
+        are gray), and on the other pixels alone.
     """
     masker.eval()
     device = next(masker.parameters()).device
@@ -225,11 +226,11 @@ def measure(masker: Masker, classifier: Classifier, images: ImageSet, batch_size
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches of random resized crops and flips by step, each the same in whatever process and after whatever interruption."""
+    """Batches of random resized crops and flips. The batch of a step depends on nothing but the recipe and the step."""
 
     def __init__(self, files: ImageFiles, stage: Stage, recipe: MaskerRecipe, steps: range) -> None:
         pre = PREPROCESSING[files.preprocessing]
-        # Areas as the sources take them: Dabkowski and Gal from 0.3 of the image, Phang et al. torchvision's default.
+        # Least area of a crop in the sources: Dabkowski and Gal 0.3 of the image, Phang et al. torchvision's default.
         least = 0.3 if recipe.kind == "dabkowski_gal" else 0.08
         crop = transforms.RandomResizedCrop(recipe.size or pre.size, scale=(least, 1.0), antialias=True)
         flip = transforms.RandomHorizontalFlip()
@@ -240,7 +241,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return len(self.steps)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Batch of a step: images `(n, 3, H, W)` and class indices `(n,)`; every epoch is a permutation of the images."""
+        """The batch of a step: images `(n, 3, H, W)` and class indices `(n,)`. Every epoch is a permutation of the images."""
         n, total = self.stage.batch_size, len(self.files.ids)
         places = range(self.steps[index] * n, (self.steps[index] + 1) * n)
         orders = {e: self._order(e) for e in {p // total for p in places}}
