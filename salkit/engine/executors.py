@@ -15,7 +15,6 @@ from typing import Any
 from salkit.checks import check_integer
 from salkit.engine.store import MissingRows, Store, StoreError
 from salkit.evaluation.tasks import Part, Source
-from salkit.models.passes import largest_pass
 from salkit.progress import progress_bar
 
 
@@ -64,7 +63,6 @@ class Engine:
 
     def __post_init__(self) -> None:
         check_executor(self.executor, self.workers)
-        largest_pass()
 
     def run(self, parts: Sequence[Part], sources: Sequence[Source], desc: str = "") -> list[Failure]:
         """Compute what is missing of some experiments; shards that are there, or that another process is at, are not computed.
@@ -194,8 +192,9 @@ def _attempt(part: Part, source: Source, store: Store, start: int, stop: int, st
             raise
         if stop - start == 1:
             where = traceback.extract_tb(error.__traceback__)[-1]
+            row = ", ".join([part.task.row_name(source, start), *getattr(error, "__notes__", [])])
             text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-            return [Failure(part.experiment.title, part.task.row_name(source, start), text)]
+            return [Failure(part.experiment.title, row, text)]
         middle = (start + stop) // 2
         return _attempt(part, source, store, start, middle, strict) + _attempt(part, source, store, middle, stop, strict)
     store.write(part.experiment.key, start, stop, arrays, source.about())

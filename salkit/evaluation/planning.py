@@ -47,8 +47,7 @@ class PartMaker:
             method = method.resolved(self.source.classifier, self.source.place())
         settings = self.subject | self.pool | {"method": method, "explained": explained.tolist()}
         settings["precision"] = getattr(method, "precision", "float32")
-        rows = explained.numel()
-        about = describe_experiment("maps", f"{self.name}, {title}: maps", rows, [models, masking], **settings)
+        about = describe_experiment("maps", f"{self.name}, {title}: maps", self.n, [models, masking], **settings)
         return Part(about, Maps(method, explained, self.seed), self.index)
 
     def curves(self, title: str, method: SaliencyMethod, maps: Part | None, labels: Labels, **settings: Any) -> Part:

@@ -16,11 +16,10 @@ from torch.nn import functional as F
 from salkit.checks import check_settings
 from salkit.data.files import data_dir
 from salkit.methods.base import Cost
-from salkit.methods.pairs import check_pairs, label_names
+from salkit.methods.pairs import check_pairs, image_ids, label_names
 from salkit.models.checkpoints import load_checkpoint, open_checkpoint, save_checkpoint
 from salkit.models.classifier import Classifier
-from salkit.models.folding import round_alike
-from salkit.models.passes import batch_size, smaller_when_out_of_memory
+from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
 
 
 class Phase(NamedTuple):
@@ -154,13 +153,16 @@ class MaskerMethod:
         ids: Sequence[str] | None = None,
     ) -> Tensor:
         """Heatmaps `(N, H, W)` in (0, 1); see `SaliencyMethod.attribute`."""
-        del distractors, seed, ids
+        del distractors, seed
         check_pairs(classifier, inputs, target)
         net = self.network().to(inputs.device)
         classes = torch.tensor(label_names(classifier, target), device=inputs.device)
-        size = batch_size(inputs, self.internal_batch_size)
-        chunks = zip(inputs.split(size), classes.split(size), strict=True)
-        return torch.cat([self._masks(net, classifier, x, a).squeeze(1) for x, a in chunks])
+
+        def explain(rows: Tensor) -> Tensor:
+            return self._masks(net, classifier, inputs[rows], classes[rows]).squeeze(1)
+
+        size = pass_size(inputs, 1, self.internal_batch_size)
+        return pass_by_pass(explain, image_ids(inputs, ids), size, inputs.device, parallel=False)
 
     def _masks(self, net: Masker, classifier: Classifier, inputs: Tensor, classes: Tensor) -> Tensor:
         return net.masks(classifier, inputs, classes)
@@ -251,7 +253,6 @@ def _load(path: Path, changed: int) -> Masker:
     except TypeError as error:
         raise ValueError(f"masker: expected the settings of {header['kind']!r} in {path}, got {header['settings']}") from error
     load_checkpoint(masker, path)
-    round_alike(masker)
     return masker.eval().requires_grad_(False)
 
 

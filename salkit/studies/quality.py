@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ from salkit.curves import auc, insertion_curve
 from salkit.data.files import data_dir
 from salkit.data.images import ImageSet
 from salkit.methods import LearnedMask
+from salkit.methods.base import heatmaps_one_by_one
 from salkit.models.classifier import Classifier
-from salkit.models.passes import even_size, in_parallel, pass_size
+from salkit.models.passes import pass_by_pass, pass_size
 from salkit.scores import completeness, soundness
 from salkit.statistics import paired_comparison, short
 
@@ -104,21 +106,17 @@ def _learn_along(
     most: int | None,
 ) -> dict[int, Tensor]:
     """Heatmaps `(N, H, W)` after 1, 2, 5, 10, 20, ... steps and the last one: composites spent on a pair -> heatmaps."""
-    wanted = scored_steps(method, most)
-    last = max(wanted)
+    wanted = sorted(scored_steps(method, most))
 
-    def learn(some: Tensor) -> list[Tensor]:
-        found = []
-        for step, logits in enumerate(method.trajectory(classifier, inputs[some], target[some], pool, seed, [ids[i] for i in some]), 1):
-            if step in wanted:
-                found.append(method.heatmaps(logits.half().float(), inputs.shape[-2:]))
-            if step == last:
-                break
-        return found
+    def learn(rows: Tensor) -> Tensor:
+        along = method.trajectory(classifier, inputs[rows], target[rows], pool, seed, [ids[i] for i in rows])
+        steps = enumerate(itertools.islice(along, wanted[-1]), 1)
+        return torch.stack([logits.clone() for step, logits in steps if step in wanted], 1)
 
-    size = even_size(len(inputs), pass_size(inputs, method.composites_per_step), inputs.device)
-    parts = list(in_parallel(learn, torch.arange(len(inputs)).split(size), inputs.device))
-    return {step * method.composites_per_step: torch.cat(maps) for step, maps in zip(sorted(wanted), zip(*parts, strict=True), strict=True)}
+    logits = pass_by_pass(learn, ids, pass_size(inputs, method.composites_per_step), inputs.device)
+    return {
+        step * method.composites_per_step: heatmaps_one_by_one(method, logits[:, i], inputs.shape[-2:]) for i, step in enumerate(wanted)
+    }
 
 
 def per_image(measured: pd.DataFrame) -> pd.DataFrame:

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from salkit.checks import check_choice, check_integer
 from salkit.data.images import ImageSet
 from salkit.engine.executors import Engine, open_engine
-from salkit.evaluation.evaluate import check_methods, check_scene, probabilities
+from salkit.evaluation.arguments import check_methods, check_scene
 from salkit.evaluation.evaluate import explain as heatmaps_of
+from salkit.evaluation.evaluate import probabilities
 from salkit.methods import SaliencyMethod
 from salkit.models.classifier import Classifier
 from salkit.progress import progress_bar
