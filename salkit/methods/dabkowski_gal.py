@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from salkit import masking
 from salkit.checks import check_number
-from salkit.methods.base import Cost
-from salkit.methods.masker import Masker, MaskerMethod, Phase, bordered_variation, conv_block, resize, trainable
+from salkit.methods.masker import Masker, MaskerMethod, Phase, bordered_variation, conv_block, resize
 from salkit.models.classifier import Classifier
 
 
@@ -49,10 +48,6 @@ class DabkowskiGal(MaskerMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("confidence", self.confidence)
-
-    def cost(self) -> Cost:
-        """One forward pass a pair."""
-        return Cost(forward=1)
 
     def _masks(self, net: Masker, classifier: Classifier, inputs: Tensor, classes: Tensor) -> Tensor:
         assert isinstance(net, DabkowskiGalNet)
@@ -112,8 +107,8 @@ class DabkowskiGalNet(Masker):
     def phases(self) -> list[Phase]:
         """First the embedding alone, then the decoder; the source's sizes."""
         return [
-            Phase("embedding", trainable([self.embedding]), 128, 8_500, 4_000),
-            Phase("masks", trainable([self.blocks, self.head]), 64, 3_000, 1_000_000),
+            Phase("embedding", list(self.embedding.parameters()), 128, 8_500, 4_000),
+            Phase("masks", [*self.blocks.parameters(), *self.head.parameters()], 64, 3_000, 1_000_000),
         ]
 
     def loss(

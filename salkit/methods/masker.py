@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -254,8 +254,3 @@ def _load(path: Path, changed: int) -> Masker:
         raise ValueError(f"masker: expected the settings of {header['kind']!r} in {path}, got {header['settings']}") from error
     load_checkpoint(masker, path)
     return masker.eval().requires_grad_(False)
-
-
-def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """The parameters of several modules."""
-    return [p for module in modules for p in module.parameters()]

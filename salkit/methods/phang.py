@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from salkit.checks import check_settings
 from salkit.methods.base import Cost
-from salkit.methods.masker import Masker, MaskerMethod, Phase, bordered_variation, conv_block, resize, trainable
+from salkit.methods.masker import Masker, MaskerMethod, Phase, bordered_variation, conv_block, resize
 from salkit.models.classifier import Classifier
 
 
@@ -122,7 +122,7 @@ class PhangNet(Masker):
     def phases(self) -> list[Phase]:
         """60 epochs of a fifth of ImageNet in batches of 72, the rate a tenth after every 20; the source's sizes."""
         steps = 1_281_167 // 5 // 72
-        return [Phase("masks", trainable([self]), 72, 60 * steps, 20 * steps)]
+        return [Phase("masks", list(self.parameters()), 72, 60 * steps, 20 * steps)]
 
     def loss(
         self,

@@ -77,11 +77,7 @@ def test_unknown_modules_are_named(net):
         randomise(net, ["0", "7", "head"])
 
 
-def test_there_are_stages_for_every_classifier():
-    assert set(STAGES) == set(CLASSIFIERS)
-
-
-@pytest.mark.parametrize("name", sorted(STAGES))
+@pytest.mark.parametrize("name", sorted(CLASSIFIERS))
 def test_stages_name_modules_that_exist_and_together_hold_every_parameter_once(name):
     net = load_classifier(name, pretrained=False).net
     modules = [module for stage in STAGES[name].values() for module in stage]
@@ -110,7 +106,7 @@ def test_a_map_is_like_itself():
     assert similarity(heatmap, heatmap) == pytest.approx(dict.fromkeys(SIMILARITIES, 1.0), abs=1e-6)
     shifted = similarity(heatmap, 3 * heatmap + 5)
     assert [shifted[name] for name in ("spearman", "ssim", "hog")] == pytest.approx([1.0] * 3, abs=1e-5)
-    assert shifted["spearman_absolute"] < 0.9, "the sign of a map is not a matter of taste"
+    assert shifted["spearman_absolute"] < 0.9, "a shift changes the order of the magnitudes"
 
 
 def test_a_negated_map_has_the_contrary_ranks_and_the_same_magnitudes():
@@ -121,24 +117,12 @@ def test_a_negated_map_has_the_contrary_ranks_and_the_same_magnitudes():
     assert found["ssim"] < 0
 
 
-def test_spearman_by_hand():
-    # Two maps of 144 pixels: ranks 0 ... 143, of which the second swaps the first with the last. Spearman is 1 - 6 sum d^2 / (n^3 - n),
-    # and only two differences, of 143, are not 0.
-    ranks = np.arange(144.0)
-    swapped = ranks.copy()
-    swapped[[0, -1]] = ranks[[-1, 0]]
-    expected = 1 - 6 * 2 * 143**2 / (144**3 - 144)
-    # Any increasing function has the same ranks.
-    found = similarity(np.exp(ranks / 20).reshape(12, 12), (swapped**3).reshape(12, 12))
-    assert found["spearman"] == pytest.approx(expected, abs=1e-12)
-
-
 def test_spearman_with_ties_is_the_correlation_of_mean_ranks():
     rng = np.random.default_rng(2)
     a, b = (rng.integers(-3, 4, (12, 12)).astype(float) for _ in range(2))
     b += a
     mean_ranks = [[(np.sum(m < v) + np.sum(m <= v) + 1) / 2 for v in m.ravel()] for m in (a, b)]
-    found = similarity(a, b)
+    found = similarity(np.exp(a), b**3)  # increasing functions keep the ranks
     assert found["spearman"] == pytest.approx(np.corrcoef(mean_ranks)[0, 1], abs=1e-12)
     assert found["spearman"] == pytest.approx(stats.spearmanr(a.ravel(), b.ravel()).statistic, abs=1e-12)
 
