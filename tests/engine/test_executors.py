@@ -188,10 +188,10 @@ def test_executors_there_are_none_of_are_refused(monkeypatch):
         check_executor("dask")
 
 
-def test_a_slurm_job_starts_a_worker_as_the_readme_says():
+def test_a_slurm_job_starts_a_worker_as_the_docs_say():
     from dask_jobqueue import SLURMCluster
 
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "long-runs.md").read_text()
     code = text.split("from dask_jobqueue import SLURMCluster")[1].split("cluster.scale")[0]
     scope = {"SLURMCluster": SLURMCluster}
     exec(code, scope)
