@@ -35,6 +35,7 @@ from salkit.studies.profiles import (
     CHEAP_ROWS,
     PAPER_ROWS,
     SANITY_ROWS,
+    Profile,
     Study,
     get_profile,
     masker_recipes,
@@ -90,8 +91,8 @@ class Runs:
             resolve_device(self.device)
 
     @property
-    def chosen(self) -> Any:
-        """The profile."""
+    def chosen(self) -> Profile:
+        """The profile, with the `schedule` and `precision` that were given."""
         return get_profile(self.profile, self.schedule, self.precision)
 
     def tv_sweep(self) -> xr.Dataset:
@@ -118,8 +119,8 @@ class Runs:
             (softmax_over, loss) -> evaluation of the same methods and images.
         """
         study = self.chosen.imagenette
-        every = self._methods()
-        cheap = {name: every[name] for name in CHEAP_ROWS}
+        methods = self._methods()
+        cheap = {name: methods[name] for name in CHEAP_ROWS}
         names = [*our_methods(study, PROTOCOLS["paper"]), *cheap]
         grid = {("all", "nll"): self.table1().isel(image=slice(study.grid_images)).sel({"method": names})}
         for protocol in (Protocol("all", loss="released"), Protocol("labels", loss="nll"), Protocol("labels", loss="released")):
@@ -139,8 +140,8 @@ class Runs:
         if scope == ("all", "nll"):
             result = table1
         else:
-            grid, every = self.protocol_grid()[scope], self._methods(protocol)
-            rest = {name: every[name] for name in ("iGOS++", "Fong and Vedaldi")}
+            grid, methods = self.protocol_grid()[scope], self._methods(protocol)
+            rest = {name: methods[name] for name in ("iGOS++", "Fong and Vedaldi")}
             more = self._grid(self.chosen.imagenette, rest, replace(protocol, loss="nll"), "slow")
             result = _joined([grid, more[list(grid.data_vars)]])
         curves = torch.from_numpy(result.insertion_curve.transpose("method", "image", "label", "kept").values)
@@ -187,8 +188,8 @@ class Runs:
     def sanity(self) -> xr.Dataset:
         """Layer randomisation (notebook 05) of ours and two cheap methods, in both modes, on a few images."""
         study, protocol = self.chosen.imagenette, PROTOCOLS["paper"]
-        every = self._methods()
-        methods = {name: every[name] for name in SANITY_ROWS}
+        table1 = self._methods()
+        methods = {name: table1[name] for name in SANITY_ROWS}
         classifier = load_classifier(study.classifier, study.labels, protocol.softmax_over)
         images = study.images()
         images = images.sample(min(study.sanity_images, len(images)), self.seed)
@@ -204,13 +205,13 @@ class Runs:
 
     def schedules(self) -> dict[str, pd.DataFrame]:
         """Scores during learning with both schedules, for a few images of each study (notebook 07): data set -> `learning_quality`."""
-        found = {}
+        scores = {}
         for study, scale in ((self.chosen.cifar10, 1), (self.chosen.imagenette, 4)):
-            every, (n, labels_per_image, most) = study.images(), study.followed
-            found[study.data] = self.table(
+            images, (n, labels_per_image, most) = study.images(), study.followed
+            scores[study.data] = self.table(
                 learning_quality,
                 classifier=load_classifier(study.classifier, study.labels, "all", self.device),
-                images=every.sample(min(n, len(every)), self.seed),
+                images=images.sample(min(n, len(images)), self.seed),
                 pool=load_distractors(study.data, n=study.pool, seed=self.seed),
                 methods={name: LearnedMask(scale, l1=study.l1, schedule=name) for name in SCHEDULES},
                 labels_per_image=labels_per_image,
@@ -218,7 +219,7 @@ class Runs:
                 seed=self.seed,
                 most=most,
             )
-        return found
+        return scores
 
     def table(self, function: Callable[..., pd.DataFrame], **settings: Any) -> pd.DataFrame:
         """The table that a function makes of these settings, kept like everything else (notebook 01).

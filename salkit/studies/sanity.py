@@ -162,12 +162,12 @@ def layer_randomisation(
             changed = Classifier(net, classifier.labels, classifier.softmax_over)
             heatmaps = maps(changed, prediction if explain == "original" else predict(changed))
             parts.append(_similarities(original, heatmaps) | {"heatmap": heatmaps[:, 0]})
-    found = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-    found = {name: values.reshape(len(modes), len(stages), *values.shape[1:]) for name, values in found.items()}
+    arrays = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    arrays = {name: values.reshape(len(modes), len(stages), *values.shape[1:]) for name, values in arrays.items()}
     dims = ("mode", "stage", "method")
     coords = {"mode": list(modes), "stage": list(stages), "method": list(methods), "image": list(images.ids)}
-    result = xr.Dataset({name: ((*dims, "image"), found[name]) for name in SIMILARITIES}, coords)
-    result["heatmap"] = ((*dims, "y", "x"), found["heatmap"])
+    result = xr.Dataset({name: ((*dims, "image"), arrays[name]) for name in SIMILARITIES}, coords)
+    result["heatmap"] = ((*dims, "y", "x"), arrays["heatmap"])
     result["original"] = (("method", "y", "x"), original[:, 0])
     return result.assign(pixels=(("y", "x", "channel"), images.subset([0]).pixels()[0].numpy()))
 
@@ -180,8 +180,8 @@ def _modules(stages: Mapping[str, Sequence[str]], mode: Mode, last: int) -> list
 
 def _similarities(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
     """Each measure of `similarity` for maps `(method, image, H, W)`: name -> `(method, image)` float32."""
-    found = [[similarity(a, b) for a, b in zip(*maps, strict=True)] for maps in zip(before, after, strict=True)]
-    return {name: np.array([[values[name] for values in row] for row in found], np.float32) for name in SIMILARITIES}
+    scores = [[similarity(a, b) for a, b in zip(*maps, strict=True)] for maps in zip(before, after, strict=True)]
+    return {name: np.array([[values[name] for values in row] for row in scores], np.float32) for name in SIMILARITIES}
 
 
 SIMILARITIES = ("spearman", "spearman_absolute", "ssim", "hog")

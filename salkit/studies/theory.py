@@ -155,18 +155,17 @@ def soundness_length(margin: float, delta: float, d: int, *, bound: float, finit
     return completeness_length(margin, delta / d, d, bound=bound, finite_population=finite_population)
 
 
-def toy_terms(d: int, margin: float, *, n_active: int | None = None, values: str = "signs", seed: int = 0) -> NDArray[np.float64]:
-    """`(d,)` terms y w_i x_i with sum gamma: k = `n_active` (default d) of them within [-1/k, 1/k], the others 0, shuffled.
+def toy_terms(d: int, margin: float, *, n_active: int | None = None, seed: int = 0) -> NDArray[np.float64]:
+    """`(d,)` terms y w_i x_i with sum gamma: k = `n_active` (default d) of them are not 0, shuffled.
 
-    So B <= d / k, and `weights_and_input` finds ||x||_2 = 1, ||w||_2 <= 1 behind them. k = d is the dense case B = 1, k = 1 is x = e_i.
+    They are +1/k and -1/k, the widest spread within the bound, and one term in between makes the margin exact. So B <= d / k, and
+    `weights_and_input` has a model with ||x||_2 = 1 and ||w||_2 <= 1. k = d is the dense case B = 1, k = 1 is x = e_i.
 
     Args:
         d: number of coordinates.
         margin: gamma, in (0, 1].
         n_active: k, in [1, d].
-        values: `"signs"` for +1/k and -1/k, the widest spread within the bound, and one term in between to make the margin exact;
-            `"uniform"` for draws from [-1/k, 1/k], moved towards one end until the margin is exact.
-        seed: of the draw and the shuffle.
+        seed: of the shuffle.
 
     Raises:
         ValueError: an argument outside its range.
@@ -178,14 +177,8 @@ def toy_terms(d: int, margin: float, *, n_active: int | None = None, values: str
     _check_model(margin, d, 1)
     k = d if n_active is None else n_active
     _check(is_integer(k, 1) and k <= d, "n_active", f"1 to d = {d}", k)
-    _check(values in ("signs", "uniform"), "values", "'signs' or 'uniform'", values)
-    rng = np.random.default_rng([check_integer("seed", seed), 1])  # not the stream of `simulate`: its shuffles must not depend on this one
-    if values == "signs":
-        active = np.clip(k * (1 + margin) - 1 - 2 * np.arange(k), -1, 1)
-    else:
-        active = rng.uniform(-1, 1, k)
-        gap, mean = margin - active.mean(), active.mean()
-        active += gap * (1 - active) / (1 - mean) if gap > 0 else gap * (1 + active) / (1 + mean)
+    rng = np.random.default_rng([check_integer("seed", seed), 1])  # 2 is the stream of `simulate`
+    active = np.clip(k * (1 + margin) - 1 - 2 * np.arange(k), -1, 1)
     return rng.permutation(np.concatenate([active / k, np.zeros(d - k)]))
 
 
