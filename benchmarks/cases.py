@@ -105,7 +105,7 @@ CASES = {
         long=4096,
         finalists=2,
         repeats=5,
-        pairs=32,
+        pairs=40,
         n_steps=40,
         released_images=10,
         curve_pairs=32,
@@ -126,8 +126,8 @@ CASES = {
         long=128,
         finalists=2,
         repeats=4,
-        pairs=8,
-        n_steps=8,
+        pairs=20,
+        n_steps=4,
         released_images=10,
         curve_pairs=8,
         other_curves=4,
@@ -148,8 +148,8 @@ CASES = {
         long=32,
         finalists=1,
         repeats=3,
-        pairs=4,
-        n_steps=2,
+        pairs=10,
+        n_steps=1,
         released_images=2,
         curve_pairs=4,
         other_curves=1,
@@ -180,11 +180,12 @@ class Material:
         return Classifier(self.net, self.labels, "labels")
 
     def pairs(self, n: int) -> tuple[Tensor, Tensor, list[str]]:
-        """The first `n` pairs: every image with its most probable label, then every image with the following label, and so on."""
-        which = torch.arange(n) % len(self.images)
+        """The first `n` pairs: the first image with every label, its most probable one first, then the next image, ..."""
+        k = len(self.labels)
+        which = torch.arange(n) // k % len(self.images)
         with torch.no_grad():
             best = torch.cat([self.classifier(x).argmax(1) for x in self.images.split(8)]).cpu()
-        target = (best[which] + torch.arange(n) // len(self.images)) % len(self.labels)
+        target = (best[which] + torch.arange(n)) % k
         return self.images[which.to(self.images.device)], target.to(self.images.device), [self.ids[i] for i in which.tolist()]
 
     def heatmaps(self, n: int) -> Tensor:

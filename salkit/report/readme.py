@@ -17,10 +17,11 @@ import pandas as pd
 from bs4 import BeautifulSoup
 
 from salkit.methods import LearnedMask
+from salkit.report.measured import benchmark as measured_bench
 from salkit.scores import PROTOCOLS
 from salkit.statistics import short
 from salkit.studies.profiles import PROFILES, Study
-from salkit.studies.quality import compare_schedules, measured_bench, per_image
+from salkit.studies.quality import compare_schedules, per_image
 
 ROOT = Path(__file__).parents[2]
 FIGURE1 = ROOT / "docs" / "figure1.png"
