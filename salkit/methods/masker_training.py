@@ -145,11 +145,11 @@ def train_masker(
         row), and the columns of `measure`.
 
     Raises:
-        ValueError: no training images, or some without a label; a state that is damaged or of another masker.
+        ValueError: no training images, or some without a label; a state that is damaged, or of another masker or recipe.
     """
     if not len(train.ids) or min(train.labels) < 0:
         raise ValueError("train: expected at least one image, all of them labelled")
-    training, device = ResumableTraining(masker, state_path), next(masker.parameters()).device
+    training, device = ResumableTraining(masker, recipe, state_path), next(masker.parameters()).device
 
     def train_stage(stage: Stage, parameters: list[nn.Parameter], seen: int) -> None:
         """Train one phase, after `seen` images of those before it."""

@@ -23,24 +23,30 @@ class ResumableTraining:
 
     Args:
         net: the net to train, on the device it is on.
+        recipe: settings of the training; a state with others is refused.
         path: file of the state; training goes on from it if it exists. None keeps no state.
 
     Attributes:
         log: one row a finished round.
 
     Raises:
-        ValueError: the file is damaged, or its weights are those of another net.
+        ValueError: the file is damaged, or of another net or recipe.
     """
 
-    def __init__(self, net: nn.Module, path: str | Path | None = None) -> None:
-        self.net, self.path = net, path
+    def __init__(self, net: nn.Module, recipe: object, path: str | Path | None = None) -> None:
+        self.net, self.recipe, self.path = net, str(recipe), path
         self.log: list[dict[str, Any]] = []
         self._saved: dict[str, Any] = {}
         if path and Path(path).exists():
             device = next(net.parameters()).device
-            self._saved = load_training_state(path, ("net", "optimizer", "schedule", "phase", "log"), device)
+            self._saved = load_training_state(path, ("net", "optimizer", "schedule", "phase", "log", "recipe"), device)
             load_state(net, self._saved["net"], path)
             self.log = self._saved["log"]
+            if self._saved["recipe"] != self.recipe:
+                raise ValueError(
+                    f"recipe: expected {self._saved['recipe']}, as in the interrupted training in {path}, got {self.recipe}; delete "
+                    "the file to train from the start"
+                )
 
     def finished(self, phase: str = "") -> int:
         """How many rounds of a phase are done."""
@@ -64,7 +70,7 @@ class ResumableTraining:
             optimizer: of the parameters to train; it and the `schedule` step after every batch.
             schedule: of the learning rate.
             n_rounds: rounds in all.
-            batches: the batches of a round, counted from 0. They may depend on nothing else, so that a resumed training sees the same.
+            batches: the batches of a round, counted from 0 and asked for in order. A resumed training has to get the same ones.
             loss: called with the items of a batch.
             measure: called with the round and its mean loss; returns the row of the log.
             phase: name of this part of the training, if it has several; then a row's `phase` has to be that name.
@@ -89,7 +95,7 @@ class ResumableTraining:
             self.log.append(measure(number, total / max(steps, 1)))
             if self.path:
                 state = {"net": self.net.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-                torch.save(state | {"phase": phase, "log": self.log}, f"{self.path}.tmp")
+                torch.save(state | {"phase": phase, "log": self.log, "recipe": self.recipe}, f"{self.path}.tmp")
                 os.replace(f"{self.path}.tmp", self.path)
         self.net.eval()
 
@@ -136,7 +142,7 @@ def train_classifier(
         One row an epoch: `epoch`, `loss`, `val_accuracy`.
 
     Raises:
-        ValueError: no training images, or some without a label; a state that is damaged or of another net.
+        ValueError: no training images, or some without a label; a state that is damaged, or of another net or recipe.
 
     Example:
         >>> log = train_classifier(cifar10_net("resnet20"), [(train, 1)], val, Recipe(epochs=1))  # doctest: +SKIP
@@ -155,7 +161,7 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.lr, total_steps=max(steps * recipe.epochs, 1), pct_start=recipe.warmup, cycle_momentum=False
     )
-    training = ResumableTraining(net, state_path)
+    training = ResumableTraining(net, recipe, state_path)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
