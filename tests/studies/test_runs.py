@@ -131,6 +131,8 @@ def test_plan_scales_with_the_profile(monkeypatch):
     # Maps that are not kept, once more for the crops: SmoothGrad, integrated gradients, LRP, Gradient x Input and Grad-CAM.
     again = 1_000 * (2 * 50 + 2 + 1 + 1)
     assert table1.forward_backward == 10_000 * each + 1_000 * once + held_out + again
+    # A curve at every pixel count: insertion for each pair, deletion for each image, 1024 + 1 points.
+    assert plan["02_cifar10_tv_sweep"].forward == 1_000 + 5 * (10_000 + 1_000) * 1_025
     # Best effort: 1000 images with two labels each; Figure 2: two settings twice and one map for both; the gallery: ten.
     own_labels, figure2, gallery = 1_000 * (2 * each + once), 5 * 20_000, 10 * 20_000
     assert plan["04_figures"].forward_backward == own_labels + figure2 + gallery
