@@ -234,7 +234,7 @@ def nets():
 
 def classifiers():
     net = seeded(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Flatten()))
-    return [Classifier(net), Classifier(net, [0, 1]), Classifier(net, [1, 0]), Classifier(net, [0, 1], "all"), OtherClassifier(net), net]
+    return [Classifier(net), Classifier(net, [0, 1]), Classifier(net, [1, 0]), Classifier(net, [0, 1], "labels"), OtherClassifier(net), net]
 
 
 def values():
