@@ -77,8 +77,8 @@ bench: $(READY)  ## speed and memory beside the bare net, the released code's wa
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyter lab notebooks
 
-lint: $(READY)  ## ruff (notebooks too) and mypy
-	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+lint: $(READY)  ## ruff (notebooks too), mypy, and the direction of imports
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(ENV)/bin/lint-imports --no-cache
 
 clean:  ## remove runs, caches and .venv (downloads are kept)
 	rm -rf runs .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info

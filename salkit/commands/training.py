@@ -49,7 +49,7 @@ def train_classifier_command(
         model.half().float()  # the rounded weights that the checkpoint holds
         exact = training.accuracy(model, held_out)
     for row in log:
-        console.print(f"epoch {row['epoch']:3.0f}  loss {row['loss']:.3f}  accuracy {row['val_accuracy']:.3f}  {row['seconds']:.0f} s")
+        console.print(f"epoch {row['epoch']:3.0f}  loss {row['loss']:.3f}  accuracy {row['val_accuracy']:.3f}")
     console.print(f"{out}: accuracy {exact:.4f} on {len(held_out)} images of {val}")
 
 

@@ -87,6 +87,8 @@ class LearnedMask(LearnedMap):
     internal_batch_size: int | None = None
     show_progress: bool = False
 
+    kept_as = "logits"  # what `learn` returns and a store keeps
+
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, sorted(SCHEDULES))
         for name in ("n_steps", "lr", "n_distractors"):

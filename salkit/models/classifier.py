@@ -71,6 +71,10 @@ class Classifier(nn.Module):
         del mode
         return super().train(False)
 
+    def describe_as(self) -> dict[str, Any]:
+        """What its log-probabilities depend on."""
+        return {"net": self.net, "labels": self.labels, "softmax_over": self.softmax_over}
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights (batch norms may differ); float32 for a net without any."""
