@@ -136,8 +136,7 @@ class LearnedMask(LearnedMap):
         if distractors is not None and distractors.ndim == 4:
             distractors = distractors.to(memory_format=torch.channels_last)  # here, or every pass would copy the pool
         names = image_ids(inputs, ids)
-        precision = resolve_precision(self.precision, classifier, inputs.device)
-        size = pass_size(inputs[:1].to(getattr(torch, precision)), self.composites_per_step, self.internal_batch_size)
+        size = pass_size(inputs, self.composites_per_step, self.internal_batch_size)
         with progress_bar(None, self.show_progress, total=len(inputs), unit="pair", desc="learning masks") as bar:
 
             def learn(rows: Tensor) -> Tensor:
