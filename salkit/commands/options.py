@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from salkit.engine.executors import ShardError, WorkerError
+from salkit.engine.shards import ShardError, WorkerError
 from salkit.engine.store import StoreError
 from salkit.report import reproduce
 

@@ -1,10 +1,9 @@
-"""Where shards are computed: in this process or by Dask workers, here or elsewhere. Whoever computes one writes it to the store."""
+"""Where shards are computed: in this process, or by Dask workers here or elsewhere. The process that computes a shard writes it."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,30 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from salkit.checks import check_integer
-from salkit.engine.store import MissingRows, Store, StoreError
-from salkit.evaluation.tasks import Part, Source
-from salkit.models.passes import largest_pass
+from salkit.engine.shards import Failure, Part, ShardError, Source, compute_shard
+from salkit.engine.store import Store
 from salkit.progress import progress_bar
-
-
-class WorkerError(RuntimeError):
-    """A Dask worker cannot take part, or none is left; the message says which and why. What was finished is kept."""
-
-
-class ShardError(RuntimeError):
-    """Some pairs could not be computed; the rest is kept. The message names them and their errors."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One row that could not be computed: what it is, and why."""
-
-    title: str
-    row: str
-    error: str
-
-    def __str__(self) -> str:
-        return f"{self.title}, {self.row}: {self.error}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +42,6 @@ class Engine:
 
     def __post_init__(self) -> None:
         check_executor(self.executor, self.workers)
-        largest_pass()
 
     def run(self, parts: Sequence[Part], sources: Sequence[Source], desc: str = "") -> list[Failure]:
         """Compute what is missing of some experiments; shards that are there, or that another process is at, are not computed.
@@ -90,9 +67,9 @@ class Engine:
         with progress_bar(None, self.show_progress, total=total, unit="row", desc=desc) as bar:
             if client is None:
                 return _serial(parts, sources, self.store, self.strict, bar)
-            from salkit.engine.dask_shards import distribute
+            from salkit.engine.dask_shards import compute_on_workers
 
-            return distribute(client, parts, sources, self.store, bar)
+            return compute_on_workers(client, parts, sources, self.store, bar)
 
     @cached_property
     def _client(self) -> Any:
@@ -170,33 +147,3 @@ def _serial(parts: Sequence[Part], sources: Sequence[Source], store: Store, stri
                 failed |= {(part.experiment.key, row) for row, _ in store.missing(part.experiment, 1) if a <= row < b}
         if busy == len(left):
             time.sleep(0.3)  # all that is left is being computed by other processes
-
-
-def compute_shard(part: Part, source: Source, store: Store, start: int, stop: int, *, strict: bool = False) -> list[Failure] | None:
-    """Compute and keep some rows, unless they are there; None when another process is at them.
-
-    When the rows fail together they are tried in halves, so that what fails is named to the row and all others are kept.
-    """
-    key = part.experiment.key
-    with store.claim(key, start, stop) as ours:
-        if not ours:
-            return None
-        wanted = [(max(a, start), min(b, stop)) for a, b in store.missing(part.experiment) if a < stop and b > start]
-        return [failure for a, b in wanted for failure in _attempt(part, source, store, a, b, strict)]
-
-
-def _attempt(part: Part, source: Source, store: Store, start: int, stop: int, strict: bool) -> list[Failure]:
-    try:
-        arrays = part.task(source, store, start, stop)
-    except Exception as error:
-        # The maps of some rows may have failed; a store that cannot be written to fails all of them.
-        if strict or (isinstance(error, StoreError) and not isinstance(error, MissingRows)):
-            raise
-        if stop - start == 1:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-            return [Failure(part.experiment.title, part.task.row_name(source, start), text)]
-        middle = (start + stop) // 2
-        return _attempt(part, source, store, start, middle, strict) + _attempt(part, source, store, middle, stop, strict)
-    store.write(part.experiment.key, start, stop, arrays, source.about())
-    return []
