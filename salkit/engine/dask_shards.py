@@ -8,8 +8,8 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -87,13 +87,16 @@ def compute_on_workers(client: Client, parts: Sequence[Part], sources: Sequence[
         WorkerError: a worker sees another store or runs other code, there are no workers, or the scheduler is gone.
     """
     failures: list[Failure] = []
-    waiting: deque[_Shard] = deque()
+    running: dict[Future, _Shard] = {}
     with _inputs_file(store, parts, sources) as inputs:
-        running: dict[Future, _Shard | None] = {client.submit(_shard_sizes, versions(), *inputs, pure=False): None}
+        sizes = zip(parts, _sizes(client, inputs), strict=True)
+        waiting = deque(_Shard(p, *rows) for p, (part, size) in enumerate(sizes) for rows in store.missing(part.experiment, size))
         for finished, workers in _finished(client, running):
             for future in finished:
-                shard, error = running.pop(future), future.exception()
-                if isinstance(error, KilledWorker) and shard is not None:
+                shard = running.pop(future)
+                try:
+                    failures += _result(future)
+                except KilledWorker as error:
                     deaths = error.allowed_failures + 1
                     if again := shard.after(deaths):
                         waiting += again
@@ -101,40 +104,37 @@ def compute_on_workers(client: Client, parts: Sequence[Part], sources: Sequence[
                     part = parts[shard.part]
                     why = f"it killed the workers that computed it, {shard.deaths + deaths} times"
                     failures.append(Failure(part.experiment.title, part.task.row_name(sources[part.source], shard.start), why))
-                elif isinstance(error, (StoreError, WorkerError)):
-                    raise error
-                elif error is not None:
-                    raise WorkerError(f"a Dask worker cannot read its inputs: {type(error).__name__}: {error}") from error
-                elif shard is not None:
-                    failures += future.result()
-                else:
-                    waiting += _missing_shards(parts, future.result(), store)
-                if shard is not None:
-                    bar.update(shard.stop - shard.start)
-            while waiting and len(running) < max(1, workers):
+                bar.update(shard.stop - shard.start)
+            while waiting and len(running) < max(1, workers):  # without a worker, one shard waits for the first that comes
                 shard = waiting.popleft()
                 rows = (shard.part, shard.start, shard.stop)
                 running[client.submit(_compute, versions(), *inputs, *rows, pure=False)] = shard
+            if not running:
+                break
     return failures
 
 
-def _missing_shards(parts: Sequence[Part], sizes: Sequence[int], store: Store) -> Iterator[_Shard]:
-    for p, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        yield from (_Shard(p, start, stop) for start, stop in store.missing(part.experiment, size))
+def _sizes(client: Client, inputs: tuple[str, str]) -> list[int]:
+    """How many rows of each part make a shard on the workers."""
+    for _ in range(DEATHS):
+        future = client.submit(_shard_sizes, versions(), *inputs, pure=False)
+        next(finished for finished, _ in _finished(client, [future]) if finished)
+        with suppress(KilledWorker):
+            return _result(future)
+    raise WorkerError(f"{DEATHS} Dask workers died while they read their inputs. What was finished is kept")
 
 
-def _finished(client: Client, running: Mapping[Future, Any]) -> Iterator[tuple[set[Future], int]]:
-    """The futures that have finished and how many workers there are, about once a second, until no futures are left.
+def _finished(client: Client, running: Collection[Future]) -> Iterator[tuple[set[Future], int]]:
+    """The futures that have finished and how many workers there are, at least once a second.
 
     `distributed.as_completed` would wait for ever for workers or a scheduler that never come back.
     """
     seen = time.monotonic()
-    while running:
+    while True:
+        finished: set[Future] = set()
         try:
-            try:
-                finished = wait(list(running), timeout=1, return_when="FIRST_COMPLETED").done
-            except TimeoutError:
-                finished = set()
+            with suppress(TimeoutError):
+                finished = wait(list(running), timeout=1, return_when="FIRST_COMPLETED").done if running else finished
             workers = len(client.nthreads())
         except (CancelledError, OSError):
             raise WorkerError("the Dask scheduler is gone. What was finished is kept") from None
@@ -142,6 +142,15 @@ def _finished(client: Client, running: Mapping[Future, Any]) -> Iterator[tuple[s
         if time.monotonic() - seen > PATIENCE:
             raise WorkerError(f"there has been no Dask worker for {PATIENCE} seconds. What was finished is kept")
         yield finished, workers
+
+
+def _result(future: Future) -> Any:
+    try:
+        return future.result()
+    except (KilledWorker, StoreError, WorkerError):
+        raise
+    except Exception as error:
+        raise WorkerError(f"a Dask worker cannot read its inputs: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

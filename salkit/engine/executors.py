@@ -1,4 +1,4 @@
-"""Where shards are computed: in this process, or by Dask workers here or elsewhere. The process that computes a shard writes it."""
+"""Where shards are computed: in this process, or by Dask workers on this machine or others."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from salkit.progress import progress_bar
 
 @dataclass(frozen=True)
 class Engine:
-    """A store, and what computes what is missing in it.
+    """A store, and the executor that computes what it does not have yet.
 
     Attributes:
-        store: where results are and go. Workers on other machines need to see it under the same path.
-        executor: `"serial"`, `"dask"` (local workers, until `stack` is closed) or the address of a Dask scheduler, `"tcp://..."`.
-        workers: of a local cluster; None for one a GPU, or one a CPU core where there is none.
-        strict: raise the first error as it is instead of computing the rest first (serial only).
-        show_progress: one bar over the rows of all parts, whoever computes them.
-        stack: closes the workers; `open_engine` does.
+        store: holds the results. Workers on other machines need to see it under the same path.
+        executor: `"serial"`, `"dask"` (workers on this machine) or the address of a Dask scheduler, `"tcp://..."`.
+        workers: how many with `"dask"`; None for one a GPU, or one a core where there is no GPU.
+        strict: raise the first error instead of computing the rest first (serial only).
+        show_progress: show a bar over the rows of all parts.
+        stack: ends the workers when it is closed.
 
     Raises:
         ValueError: unknown executor, fewer than one worker, or Dask is not installed.
@@ -44,19 +44,19 @@ class Engine:
         check_executor(self.executor, self.workers)
 
     def run(self, parts: Sequence[Part], sources: Sequence[Source], desc: str = "") -> list[Failure]:
-        """Compute what is missing of some experiments; shards that are there, or that another process is at, are not computed.
+        """Compute the rows that the store does not have. Processes that share a store share the work.
 
         Args:
             parts: what to compute.
-            sources: classifiers and images that the parts index.
-            desc: before the bar.
+            sources: what they are computed from; parts refer to them by index.
+            desc: a word before the bar.
 
         Returns:
-            The rows that could not be computed, once all others are.
+            The rows that could not be computed; all others are in the store.
 
         Raises:
             StoreError: the store cannot be written to.
-            WorkerError: a Dask worker sees another store or runs other code, or none is left.
+            WorkerError: a Dask worker sees another store or runs other code, or there are no workers.
         """
         for part in parts:
             self.store.open(part.experiment)
@@ -73,7 +73,7 @@ class Engine:
 
     @cached_property
     def _client(self) -> Any:
-        """A connected Dask client, from the first time that something is missing; None for the serial executor."""
+        """A Dask client, connected when it is first needed; None for the serial executor."""
         if self.executor == "serial":
             return None
         from salkit.engine.dask_shards import connect
@@ -85,16 +85,16 @@ class Engine:
 def open_engine(
     store: str | Path | Store | None, executor: str = "serial", workers: int | None = None, show_progress: bool = True
 ) -> Iterator[Engine]:
-    """An engine over a store, or over a folder that is gone afterwards: then the first error is raised, since nothing is kept anyway."""
+    """An engine over a store. Without a store results go to a temporary folder, and the first error is raised at once."""
     with ExitStack() as stack:
-        keeps = store is not None
+        strict = store is None
         if store is None:
             store = Store(stack.enter_context(tempfile.TemporaryDirectory(prefix="salkit-")), durable=False)
-        yield Engine(store if isinstance(store, Store) else Store(store), executor, workers, not keeps, show_progress, stack)
+        yield Engine(store if isinstance(store, Store) else Store(store), executor, workers, strict, show_progress, stack)
 
 
 def raise_failures(failures: Sequence[Failure], store: Store) -> None:
-    """Say which rows could not be computed.
+    """Raise an error that names the rows that could not be computed.
 
     Raises:
         ShardError: if there are any.
@@ -107,7 +107,7 @@ def raise_failures(failures: Sequence[Failure], store: Store) -> None:
 
 
 def check_executor(executor: str, workers: int | None = None) -> None:
-    """Refuse an executor there is none of.
+    """Refuse an executor that does not exist or cannot be used here.
 
     Raises:
         ValueError: unknown, fewer than one worker, or Dask is not installed.
@@ -127,23 +127,23 @@ def _serial(parts: Sequence[Part], sources: Sequence[Source], store: Store, stri
     failures: list[Failure] = []
     failed: set[tuple[str, int]] = set()
     while True:
-        left = [
-            (part, a, b)
+        shards = [
+            (part, start, stop)
             for part in parts
-            for a, b in store.missing(part.experiment, part.task.shard_size(sources[part.source]))
-            if (part.experiment.key, a) not in failed
+            for start, stop in store.missing(part.experiment, part.task.shard_size(sources[part.source]))
+            if (part.experiment.key, start) not in failed
         ]
-        if not left:
+        if not shards:
             return failures
-        busy = 0
-        for part, a, b in left:
-            found = compute_shard(part, sources[part.source], store, a, b, strict=strict)
-            if found is None:
-                busy += 1
+        done = False
+        for part, start, stop in shards:
+            new = compute_shard(part, sources[part.source], store, start, stop, strict=strict)
+            if new is None:
                 continue
-            bar.update(b - a)
-            if found:
-                failures += found
-                failed |= {(part.experiment.key, row) for row, _ in store.missing(part.experiment, 1) if a <= row < b}
-        if busy == len(left):
-            time.sleep(0.3)  # all that is left is being computed by other processes
+            done = True
+            bar.update(stop - start)
+            if new:
+                failures += new
+                failed |= {(part.experiment.key, row) for row, _ in store.missing(part.experiment, 1) if start <= row < stop}
+        if not done:
+            time.sleep(0.3)  # other processes are computing all that is left

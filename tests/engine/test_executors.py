@@ -29,7 +29,7 @@ from salkit.methods import get_method
 from salkit.models import load_classifier
 
 COMMAND = [sys.executable, "-m", "salkit"]
-LONG = ["evaluate", "learned_mask", "--n", "4", "--points", "4", "--set", "n_steps=60", "--device", "cpu"]
+LONG = "evaluate learned_mask --n 8 --labels 0,3 --points 4 --set n_steps=40 --device cpu".split()
 SQUARES = Experiment("table", "squares", 12, {"values": "0 to 11"})
 
 
@@ -87,12 +87,15 @@ def square(store, executor="serial", task=None, **settings):
 
 @pytest.fixture(scope="module")
 def workers():
-    """Two local workers that think that they have a GPU each. They are forks of one process that has imported everything."""
+    """Two local workers that are told of two GPUs and four cores. They are forks of one process that has imported everything."""
     with pytest.MonkeyPatch.context() as patch, dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         get_mp_context().set_forkserver_preload(["salkit.__main__", "pytest", "pytorchcv.models.resnet_cifar", "dask.array", "distributed"])
         patch.setattr(torch.cuda, "device_count", lambda: 2)
+        patch.setattr(os, "cpu_count", lambda: 4)
+        before = set(os.environ)
         with cluster.local_cluster() as found:
             patch.undo()
+            assert set(os.environ) - before <= {"MALLOC_ARENA_MAX", "PYTHONHASHSEED"}  # Dask's defaults would set our threads, too
             yield found
 
 
@@ -103,7 +106,7 @@ def test_local_workers_compute_each_with_its_share_of_the_machine(workers, tmp_p
     about = [store.about(shard) for shard in store.shards(SQUARES.key)]
     assert {a["CUDA_VISIBLE_DEVICES"] for a in about} == {"0", "1"}
     assert {a["MALLOC_ARENA_MAX"] for a in about} == {"1"}
-    assert {a["threads"] for a in about} == {max(1, os.cpu_count() // 2)}
+    assert {a["threads"] for a in about} == {2}
     assert len({a["worker"] for a in about} - {os.getpid()}) == 2
     assert not list(tmp_path.glob("inputs-*"))
 
@@ -166,9 +169,15 @@ def other_bytes(patch):
     patch.setattr(dask_shards, "digest", lambda sent: "0")
 
 
-class Unreadable(Squares):
+class Unpickled(Squares):
+    """A task that calls a function when a worker reads it."""
+
+    def __init__(self, function, argument):
+        super().__init__()
+        self.__dict__["call"] = function, (argument,)
+
     def __reduce__(self):
-        return eval, ("1 / 0",)
+        return self.__dict__["call"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +187,8 @@ class Unreadable(Squares):
         (other_folder, None, "does not see the store store: it has to be there under the same path"),
         (other_code, None, "has another source for squares: its code, or a file it reads, differs"),
         (other_bytes, None, "expected inputs with the checksum 0, got .*inputs.pickle with "),
-        (None, Unreadable(), "cannot read its inputs: ZeroDivisionError: division by zero"),
+        (None, Unpickled(eval, "1 / 0"), "cannot read its inputs: ZeroDivisionError: division by zero"),
+        (None, Unpickled(os._exit, 1), "3 Dask workers died while they read their inputs"),
     ],
 )
 def test_workers_that_see_something_else_are_refused(workers, tmp_path, monkeypatch, change, task, message):
