@@ -87,11 +87,11 @@ def square(store, executor="serial", task=None, **settings):
 
 @pytest.fixture(scope="module")
 def workers():
-    """Two local workers that are told of two GPUs and four cores. They are forks of one process that has imported everything."""
+    """Two local workers that are told of two GPUs and six cores. They are forks of one process that has imported everything."""
     with pytest.MonkeyPatch.context() as patch, dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         get_mp_context().set_forkserver_preload(["salkit.__main__", "pytest", "pytorchcv.models.resnet_cifar", "dask.array", "distributed"])
         patch.setattr(torch.cuda, "device_count", lambda: 2)
-        patch.setattr(os, "cpu_count", lambda: 4)
+        patch.setattr(os, "cpu_count", lambda: 6)
         threads = os.environ.get("OMP_NUM_THREADS")
         with cluster.local_cluster() as found:
             patch.undo()
@@ -106,7 +106,7 @@ def test_local_workers_compute_each_with_its_share_of_the_machine(workers, tmp_p
     about = [store.about(shard) for shard in store.shards(SQUARES.key)]
     assert {a["CUDA_VISIBLE_DEVICES"] for a in about} == {"0", "1"}
     assert {a["MALLOC_ARENA_MAX"] for a in about} == {"1"}
-    assert {a["threads"] for a in about} == {2}
+    assert {a["threads"] for a in about} == {3}
     assert len({a["worker"] for a in about} - {os.getpid()}) == 2
     assert not list(tmp_path.glob("inputs-*"))
 
