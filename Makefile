@@ -21,7 +21,7 @@ export MALLOC_ARENA_MAX ?= 1
 READY := $(ENV)/.salkit-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce runs plan test test-fast test-faults test-notebooks record bench lab lint clean
+.PHONY: help env reproduce runs plan test test-fast test-faults test-notebooks record readme bench lab lint clean
 
 help:  ## this list
 	@echo "usage: make TARGET [PROFILE=smoke|demo|paper] [NOTEBOOK=03] [OUTPUT=runs/demo] [STORE=FOLDER] [EXECUTOR=dask WORKERS=2] [SCHEDULE=fast] [PRECISION=auto]"; echo
@@ -64,6 +64,9 @@ record: $(READY)  ## run the notebooks in place and record their outputs and exp
 	TQDM_DISABLE=1 SALKIT_RECORD=1 $(PY) -m jupyter nbconvert --to notebook --execute --inplace notebooks/0*.ipynb
 	$(PY) -m ruff format --quiet notebooks
 
+readme: $(READY)  ## copy recorded numbers and the first figure into README.md and docs/ (after make record or make bench)
+	$(PY) -m salkit.report.readme
+
 bench: $(READY)  ## speed and memory beside the bare net, the released code's way and torch-cam, about 13 minutes: runs/bench
 	-$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torchcam
 	$(PY) -m benchmarks --out runs/bench
@@ -71,8 +74,8 @@ bench: $(READY)  ## speed and memory beside the bare net, the released code's wa
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyter lab notebooks
 
-lint: $(READY)  ## ruff (notebooks too) and mypy
-	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+lint: $(READY)  ## ruff (notebooks too), mypy, and the direction of imports
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(ENV)/bin/lint-imports --no-cache
 
 clean:  ## remove runs, caches and .venv (downloads are kept)
 	rm -rf runs .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -1,1 +1,1 @@
-"""How fast the kit is, beside the bare net, the paper's released way and torch-cam: `python -m benchmarks`, or `make bench`."""
+"""Speed of the kit beside the bare net, the paper's released code and torch-cam: `python -m benchmarks`, or `make bench`."""

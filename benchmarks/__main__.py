@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, print the tables with the targets, and keep them as JSON and Markdown."""
+"""`python -m benchmarks`: measure, print tables with targets and verdicts, and write them as JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from salkit.models.classifier import resolve_device
 READING = """\
 Composites per second and ratios: the median over rounds [least, most]; a ratio is taken within each round. *limit*: the bare net's best
 forward (learning: and input-gradient) rate at the same precision over nets, batch sizes and ways to use the cores. *released*: a plain
-loop that does what the paper's released code does. Memory: the peak of a process of its own beyond one that only loads net and images."""
+loop that does what the paper's released code does. Memory: the peak of a separate process, less
+that of one that only loads net and images."""
 
 
 def main(
@@ -32,7 +33,7 @@ def main(
     case: Annotated[list[str] | None, typer.Option(help=f"Only these nets of {', '.join(CASES)}; may be repeated.")] = None,
     scaling: Annotated[bool, typer.Option(help="Measure peak memory and growth, too.")] = True,
 ) -> None:
-    """Time mask learning and insertion curves beside their limit, the released way and torch-cam."""
+    """Time mask learning and insertion curves of the kit, the bare net, the released way and torch-cam."""
     names = case or [name for name in CASES if CASES[name].pretrained or not quick]
     with errors():
         place = resolve_device(device)
@@ -63,7 +64,7 @@ def main(
 
 
 def report(where: dict[str, object], rows: list[Row], growth: list[Growth]) -> str:
-    """All tables in Markdown: rates, what is compared, growth."""
+    """All tables in Markdown: rates, ratios, growth."""
     rates = [row.cells() for row in rows if row.unit == RATE]
     ratios = [row.cells() for row in rows if row.unit != RATE]
     parts = [heading(where), READING]

@@ -1,4 +1,4 @@
-"""What is measured: nets with their images, how much work a run is, and the targets."""
+"""The benchmark's nets with their images, the sizes of its runs, and the targets."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from salkit.models.zoo import CLASSIFIERS
 
 @dataclass(frozen=True)
 class Case:
-    """A net and how long to measure it.
+    """A net, and the sizes of the runs that measure it.
 
     Args:
-        title: in the tables.
-        classifier: name of the net.
-        data: name of its images.
+        title: name of the net in tables.
+        classifier: name for `salkit.models.CLASSIFIERS`.
+        data: name for `load_images`.
         labels: the label list.
-        scale: of the masks.
+        scale: upsampling factor of the masks.
         l1: weight of the masks' area.
-        n_points: of a curve, without the empty image.
-        batches: sizes of a pass that the search for the limit tries.
-        short: composites of one try; `long` ones in every round.
-        long: composites of a limit's run.
-        finalists: ways that go from the search into the rounds.
+        n_points: points of a curve, without the empty image.
+        batches: pass sizes that the search for the limit tries.
+        short: composites of one try in that search.
+        long: composites of one run of the limit in a round.
+        finalists: how many ways of the search take part in the rounds.
         repeats: rounds.
-        pairs: whose masks the kit learns at a time.
-        n_steps: of learning; the released way takes half as many, each with `released_images` times ten composites.
-        released_images: a batch of the released way.
-        curve_pairs: whose curves the kit evaluates.
-        other_curves: curves of the released way, and images for torch-cam.
+        pairs: pairs whose masks the kit learns in a run.
+        n_steps: steps of learning. The released way takes half as many, of ten composites for each of `released_images`.
+        released_images: batch size of the released way.
+        curve_pairs: pairs whose curves the kit computes in a run.
+        other_curves: curves of the released way, and images of torch-cam, in a run.
         pretrained: False for random weights.
-        learning_target: times the released way.
-        curves_targets: times the released way, in float32 and bfloat16.
+        learning_target: wanted ratio of learning rates, kit over released way.
+        curves_targets: wanted ratios of curve rates in float32 and bfloat16.
     """
 
     title: str
@@ -65,7 +65,7 @@ class Case:
     curves_targets: tuple[float, float] | None = None
 
     def quick(self) -> Case:
-        """The same code with next to no work: whether it runs, not how fast."""
+        """The same case with very little work: tests that it runs, not how fast."""
         return replace(
             self,
             batches=self.batches[-2:-1],
@@ -80,7 +80,7 @@ class Case:
         )
 
     def on_gpu(self) -> Case:
-        """Passes and runs large enough for a GPU."""
+        """The same case with passes and runs that are large enough for a GPU."""
         return replace(
             self,
             batches=tuple(16 * batch for batch in self.batches),
@@ -105,7 +105,7 @@ CASES = {
         long=4096,
         finalists=2,
         repeats=5,
-        pairs=32,
+        pairs=40,
         n_steps=40,
         released_images=10,
         curve_pairs=32,
@@ -126,8 +126,8 @@ CASES = {
         long=128,
         finalists=2,
         repeats=4,
-        pairs=8,
-        n_steps=8,
+        pairs=20,
+        n_steps=4,
         released_images=10,
         curve_pairs=8,
         other_curves=4,
@@ -148,8 +148,8 @@ CASES = {
         long=32,
         finalists=1,
         repeats=3,
-        pairs=4,
-        n_steps=2,
+        pairs=10,
+        n_steps=1,
         released_images=2,
         curve_pairs=4,
         other_curves=1,
@@ -163,7 +163,7 @@ class Material:
     """A case's net and pairs on a device.
 
     Attributes:
-        net: as it was loaded, for the other ways.
+        net: the net as loaded.
         labels: the label list.
         images: `(P, 3, H, W)`, also the pool of distractors.
         ids: their names.
@@ -176,26 +176,27 @@ class Material:
 
     @cached_property
     def classifier(self) -> Classifier:
-        """The kit's, with a softmax over the label list as in the released code; the allocator keeps its pages from its making on."""
+        """The kit's classifier, with a softmax over the label list as in the released code."""
         return Classifier(self.net, self.labels, "labels")
 
     def pairs(self, n: int) -> tuple[Tensor, Tensor, list[str]]:
-        """The first `n` pairs: every image with its most probable label, then every image with the next one in the list, ..."""
-        which = torch.arange(n) % len(self.images)
+        """The first `n` pairs: the first image with every label, its most probable one first, then the next image, ..."""
+        k = len(self.labels)
+        which = torch.arange(n) // k % len(self.images)
         with torch.no_grad():
             best = torch.cat([self.classifier(x).argmax(1) for x in self.images.split(8)]).cpu()
-        target = (best[which] + torch.arange(n) // len(self.images)) % len(self.labels)
+        target = (best[which] + torch.arange(n)) % k
         return self.images[which.to(self.images.device)], target.to(self.images.device), [self.ids[i] for i in which.tolist()]
 
     def heatmaps(self, n: int) -> Tensor:
-        """`n` smooth random maps `(n, H, W)`: blobs like those of a saliency map, no two pixels alike."""
+        """`n` smooth random maps `(n, H, W)` without ties, with blobs like those of saliency maps."""
         side = self.images.shape[-1]
         noise = torch.randn(n, 1, side, side, generator=torch.Generator().manual_seed(0))
         return masking.gaussian_blur(noise, side // 8, side / 16).squeeze(1).to(self.images.device)
 
 
 def load(case: Case, device: str) -> Material:
-    """The net and the images of a case, first those whose own label is in the list."""
+    """The net and the images of a case; images whose own label is in the list come first."""
     make_net, load_weights = CLASSIFIERS[case.classifier]
     torch.manual_seed(0)
     net = make_net()
@@ -210,7 +211,7 @@ def load(case: Case, device: str) -> Material:
 
 @torch.no_grad()
 def settle(net: nn.Module, images: Tensor) -> None:
-    """Give the batch norms of a net with random weights the moments of some images; its logits would grow beyond any softmax otherwise."""
+    """Set the batch norms of a net with random weights to the moments of some images. Its logits would overflow otherwise."""
     momenta = {m: m.momentum for m in net.modules() if isinstance(m, nn.BatchNorm2d)}
     for norm in momenta:
         norm.momentum = 1.0
@@ -220,6 +221,6 @@ def settle(net: nn.Module, images: Tensor) -> None:
 
 
 def plain_net(material: Material, precision: str) -> nn.Module:
-    """The net for the limit without anything of the kit: frozen, channels last, in the precision."""
+    """A copy of the net without the kit's changes: frozen, channels last, in the given precision."""
     net = copy.deepcopy(material.net).requires_grad_(False).to(memory_format=torch.channels_last)
     return net.to(getattr(torch, precision))

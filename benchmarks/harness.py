@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to do a piece of work; a run sends so many composites through a net."""
+    """One way to do a piece of work; a run sends `composites` images through a net."""
 
     name: str
     composites: int
@@ -30,18 +30,18 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One value a round: a rate in composites per second, or a ratio of two rates."""
+    """One value per round: a rate in composites per second, or a ratio of two rates."""
 
     name: str
     values: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle value."""
+        """The median over the rounds."""
         return median(self.values)
 
     def over(self, other: Measurement, name: str) -> Measurement:
-        """Ratios of what was measured in the same round, so that a machine that slows down slows both."""
+        """Ratios within each round: a machine that slows down slows both."""
         return Measurement(name, tuple(a / b for a, b in zip(self.values, other.values, strict=True)))
 
     def text(self, digits: int = 3) -> str:
@@ -52,7 +52,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Target:
-    """What the median of a measurement has to reach, or to stay below."""
+    """A bound that the median has to reach, or to stay below."""
 
     bound: float
     at_least: bool = True
@@ -67,13 +67,13 @@ class Target:
         return f"missed by {100 * abs(value / self.bound - 1):.1f} %"
 
     def text(self) -> str:
-        """As it stands in a table."""
+        """For a table."""
         return f"{'>=' if self.at_least else '<'} {self.bound:g}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the results: a number for one net and task, what it had to be, and what to know about it."""
+    """A line of the results: a measurement of one net and task, its target, and a note."""
 
     case: str
     task: str
@@ -115,7 +115,7 @@ def round_robin(contestants: Sequence[Contestant], repeats: int, device: str) ->
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
-    """How long a call takes, until the device is done with it."""
+    """Seconds that a call takes, including its work on the device."""
     _synchronise(device)
     start = time.perf_counter()
     run()
@@ -124,7 +124,7 @@ def seconds(run: Callable[[], object], device: str) -> float:
 
 
 def machine(device: str) -> dict[str, object]:
-    """Where, with what and when something was measured."""
+    """Machine, versions, commit and date of a measurement."""
     dirty = "-dirty" if _git("status", "--porcelain", "--untracked-files=no") else ""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -150,7 +150,7 @@ def installed(package: str) -> str | None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up, without the columns that are empty."""
+    """A Markdown table with aligned columns; empty columns are left out."""
     filled = [i for i in range(len(header)) if any(row[i] for row in rows)]
     lines = [[line[i] for i in filled] for line in (header, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(filled))]
@@ -168,7 +168,7 @@ def heading(where: Mapping[str, object]) -> str:
 
 
 def _digits(value: float, digits: int) -> str:
-    """That many significant digits at least, and no exponent for large numbers."""
+    """A number with at least `digits` significant digits and without an exponent."""
     return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:#.{digits}g}".rstrip(".")
 
 

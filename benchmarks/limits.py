@@ -1,4 +1,4 @@
-"""The limit: how many images a second a bare net takes, in the best of many ways to run it."""
+"""The limit: images a second of the bare net, in the fastest of many ways to run it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class Limits:
-    """Finds the best ways of a net, which then run against the others.
+    """Finds the fastest ways to run a bare net.
 
     Args:
         case: batch sizes and how much work.
@@ -38,14 +38,14 @@ class Limits:
         self.crew = ThreadPoolExecutor(self.threads)
 
     def best(self, precision: Precision, backward: bool) -> list[Contestant]:
-        """The fastest ways of one short round, with enough work for the rounds that count; their names begin with `limit`."""
+        """The fastest ways of one short round, with the work of a full round; their names begin with `limit`."""
         tries = {contestant.name: contestant for contestant in self._ways(precision, backward, self.case.short)}
         rates = round_robin(list(tries.values()), 1, self.device)
         fastest = sorted(rates, key=lambda name: -rates[name].median)[: self.case.finalists]
         return [way for way in self._ways(precision, backward, self.case.long) if way.name in fastest]
 
     def _ways(self, precision: Precision, backward: bool, composites: int) -> Iterator[Contestant]:
-        """Every net, batch size and way to use the cores."""
+        """Every net, batch size and way to use the cores: one pass on all threads, or passes side by side."""
         crews = [1, self.threads] if self.device == "cpu" and self.threads > 1 else [1]
         for name, batch, crew in product(("plain", "folded"), self.case.batches, crews):
             net = self.nets[precision, name]

@@ -1,6 +1,6 @@
 """Passes to quality at full length: `python -m benchmarks.passes_to_quality cifar10 paper --out paper.csv`.
 
-Goes image by image and writes as they come, so that a run that is stopped leaves whole images behind and goes on from them.
+Each image is written when it is done. A run that was stopped goes on with the next image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from salkit.studies.quality import learning_quality
 
 @dataclass(frozen=True)
 class Case:
-    """A net with its images, and what masks and curves are made with."""
+    """A net with its images, and the settings of masks and curves."""
 
     data: str
     classifier: str

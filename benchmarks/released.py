@@ -1,7 +1,7 @@
-"""Mask learning and insertion curves the way the paper's released code goes about them, written anew from a description of it.
+"""Mask learning and insertion curves as the paper's released code computes them, written from a description of it.
 
-The net is as it was loaded: NCHW, float32, batch norms apart, parameters not frozen, so that a backward pass computes their gradients, too.
-Passes are as large as there: in learning all distractors of all images of a batch, for curves up to 50 points of one image.
+The net stays as loaded: NCHW, float32, batch norms not folded, parameters not frozen, so a backward pass computes their gradients as well.
+Passes have the sizes of the released code: all distractors of all images of a batch for learning, up to 50 points of one image for curves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How time and peak memory grow with images, labels, image size and points, each measured in a process of its own.
+"""Time and peak memory against images, labels, image size and points, each measured in a separate process.
 
-python -m benchmarks.scaling '{"task": "learning", "images": 4}'        # one of them, as JSON
+python -m benchmarks.scaling '{"task": "learning", "images": 4}'        # one measurement, as JSON
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ N_STEPS, N_DISTRACTORS = 2, 10
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work.
+    """The work of one measurement.
 
     Args:
         task: a name of `TASKS`.
-        case: the net.
-        images: how many.
-        labels: how many of each image; pairs are images times labels.
-        side: of the images, in pixels.
-        n_points: of a curve.
-        keep_pages: whether the allocator keeps its pages, as it does wherever the kit is used.
+        images: number of images.
+        labels: number of labels of each image; pairs are images times labels.
+        side: side of the images in pixels.
+        n_points: points of a curve.
+        keep_pages: whether the allocator keeps its pages, the kit's setting.
+        case: a name of `CASES`.
     """
 
     task: str
@@ -57,13 +57,13 @@ class Work:
 
     @property
     def pairs(self) -> int:
-        """How many."""
+        """Number of pairs."""
         return self.images * self.labels
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What a piece of work took, and what in it is more or less than in the first work of its task."""
+    """Time and memory of a piece of work; `axis` names the size in which it differs from the first work of its task."""
 
     axis: str
     work: Work
@@ -72,7 +72,7 @@ class Growth:
     megabytes: float
 
     def cells(self, first: Growth) -> list[str]:
-        """For a table, beside the first work of the task."""
+        """For a table, with ratios to the first work of the task."""
         w = self.work
         sizes = [str(value) for value in (w.images, w.labels, w.side, w.n_points if "curves" in w.task else "-")]
         time = [f"{self.seconds:.2f}", f"{self.seconds / first.seconds:.2f}"]
@@ -93,7 +93,7 @@ def growth_table(found: list[Growth]) -> str:
 
 
 def plan(quick: bool) -> list[tuple[str, Work]]:
-    """What is measured and on which axis; the released way with the allocator both ways."""
+    """All works with the axis they measure; the released way with and without the kit's allocator settings."""
     works = []
     for work in (Work("learning"), Work("curves")):
         works.append(("", work))
@@ -107,7 +107,7 @@ def plan(quick: bool) -> list[tuple[str, Work]]:
 
 
 def grow(device: str, quick: bool) -> list[Growth]:
-    """Measure the plan; memory is what a process takes beyond one that only loads the net and the images."""
+    """Measure the plan. Memory is the peak of a process minus that of one that only loads the net and the images."""
     _, nothing = _in_process(Work("nothing"), device)
     found = []
     for axis, work in plan(quick):
@@ -117,7 +117,7 @@ def grow(device: str, quick: bool) -> list[Growth]:
 
 
 def as_found_rows(name: str, rows: Sequence[Row], device: str) -> list[Row]:
-    """The kit's rates over those of the released way as its users would run it: in a process without the kit's allocator settings."""
+    """The kit's rates over those of the released way in a process without the kit's allocator settings, as its users run it."""
     case, found = CASES[name], []
     for task, goals in (("learning", (case.learning_target, case.learning_target)), ("curves", case.curves_targets or (None, None))):
         side = 32 if case.data == "cifar10-samples" else 224
@@ -133,27 +133,27 @@ def as_found_rows(name: str, rows: Sequence[Row], device: str) -> list[Row]:
 
 
 def pairs(work: Work, material: Material) -> tuple[Tensor, Tensor, list[str]]:
-    """Every image with each of its labels."""
+    """Images, labels and names of all pairs."""
     images = material.images[: work.images].repeat_interleave(work.labels, 0)
     target = torch.arange(work.labels, device=images.device).repeat(work.images)
     return images, target, [name for name in material.ids[: work.images] for _ in range(work.labels)]
 
 
 def learn(work: Work, material: Material) -> None:
-    """Masks of the kit."""
+    """Learn the masks of a work with the kit."""
     inputs, target, ids = pairs(work, material)
     method = LearnedMask(scale=work.of.scale, l1=work.of.l1, n_steps=N_STEPS, n_distractors=N_DISTRACTORS)
     method.learn(material.classifier, inputs, target, distractors=material.images, ids=ids)
 
 
 def evaluate(work: Work, material: Material) -> None:
-    """Curves of the kit."""
+    """Compute the curves of a work with the kit."""
     inputs, target, _ = pairs(work, material)
     insertion_curve(material.classifier, inputs, target, material.heatmaps(work.pairs), n_steps=work.n_points)
 
 
 def released_learn(work: Work, material: Material) -> None:
-    """Masks the released way, all pairs in one batch."""
+    """Learn the masks of a work the released way, all pairs in one batch."""
     inputs, target, _ = pairs(work, material)
     draws = torch.randint(len(material.images), (work.pairs, N_STEPS, N_DISTRACTORS), device=inputs.device)
     settings = {"scale": work.of.scale, "l1": work.of.l1}
@@ -161,7 +161,7 @@ def released_learn(work: Work, material: Material) -> None:
 
 
 def released_evaluate(work: Work, material: Material) -> None:
-    """Curves the released way."""
+    """Compute the curves of a work the released way."""
     inputs, target, _ = pairs(work, material)
     released_curves(material.net, inputs, target, material.heatmaps(work.pairs), work.of.labels, work.n_points)
 
@@ -173,11 +173,11 @@ TASKS: dict[str, tuple[Callable[[Work], int], Callable[[Work, Material], None]]]
     "released learning": (lambda work: work.pairs * N_STEPS * N_DISTRACTORS, released_learn),
     "released curves": (lambda work: work.pairs * work.n_points, released_evaluate),
 }
-"""Name -> how many composites, and how to do it."""
+"""Name -> number of composites of a work, and the function that does it."""
 
 
 def measure(work: Work, device: str) -> tuple[float, int]:
-    """Seconds of the second run, and the most memory that this process (or its GPU) has had, in bytes."""
+    """Seconds of the second run, and the peak memory of this process (or its GPU) in bytes."""
     material = load(work.of, device)
     if work.keep_pages:
         keep_allocator_pages()
@@ -192,9 +192,9 @@ def measure(work: Work, device: str) -> tuple[float, int]:
 
 
 def _peak() -> int:
-    """The most memory this process has had, in bytes.
+    """Peak memory of this process in bytes.
 
-    Linux counts what the parent had before the program started into `ru_maxrss`, but not into `VmHWM`.
+    On Linux `ru_maxrss` includes memory of the parent process; `VmHWM` does not.
     """
     if sys.platform == "linux":
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

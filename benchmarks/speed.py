@@ -58,7 +58,7 @@ def learning_rows(case: Case, material: Material, limits: Limits, device: str) -
 
 
 def curve_rows(case: Case, material: Material, limits: Limits, device: str) -> list[Row]:
-    """Evaluated composites per second of insertion curves, their ratios, and what bfloat16 does to the area."""
+    """Composites per second of insertion curves, their ratios, and the effect of bfloat16 on the area."""
     contestants = [way for precision in PRECISIONS for way in limits.best(precision, backward=False)]
     inputs, target, _ = material.pairs(case.curve_pairs)
     heatmaps = material.heatmaps(case.curve_pairs)
@@ -88,20 +88,20 @@ def curve_rows(case: Case, material: Material, limits: Limits, device: str) -> l
 
 
 class InBfloat16(Classifier):
-    """Computes curves in bfloat16, which the kit does not offer because of what it does to areas (`effect_rows`)."""
+    """Computes curves in bfloat16. The kit does not offer this, because it moves areas too far (`effect_rows`)."""
 
     def fast(self, inputs: Tensor, precision: Precision = "float32") -> Classifier:
-        """The twin in bfloat16, whatever was asked."""
+        """The twin in bfloat16; `precision` is ignored."""
         return super().fast(inputs, "bfloat16")
 
 
 def in_both_precisions(material: Material, labels: Sequence[int], scope: SoftmaxScope) -> dict[Precision, Classifier]:
-    """The net as the kit's classifier, and as one that computes curves in bfloat16."""
+    """The kit's classifier, and one that computes curves in bfloat16."""
     return {"float32": Classifier(material.net, labels, scope), "bfloat16": InBfloat16(material.net, labels, scope)}
 
 
 def effect_rows(case: Case, material: Material, inputs: Tensor, target: Tensor, heatmaps: Tensor) -> list[Row]:
-    """How far bfloat16 moves the area under curves, with a softmax over the label list and over all classes; random weights say nothing."""
+    """How far bfloat16 moves areas under both softmax scopes; no rows for random weights, whose areas mean nothing."""
     if not case.pretrained:
         return []
     rows = []
@@ -125,7 +125,7 @@ def effect_rows(case: Case, material: Material, inputs: Tensor, target: Tensor, 
 
 
 def rate_rows(case: Case, task: str, found: dict[str, Measurement], *notes: tuple[str, str]) -> list[Row]:
-    """One row a contestant."""
+    """One row per contestant."""
     about = dict(notes)
     return [Row(case.title, task, name, rate, note=about.get(name, ""), unit=RATE) for name, rate in found.items()]
 
@@ -151,7 +151,7 @@ def ratio_row(
     note: str = "",
     title: str | None = None,
 ) -> Row:
-    """A row of the ratio of two contestants, without a number if one of them did not run."""
+    """A row with the ratio of two contestants, without a number if one of them did not run."""
     name = f"{of} / {title or over}"
     measured = found[of].over(found[over], name) if of in found and over in found else None
     return Row(case.title, task, name, measured, target, note)
@@ -164,7 +164,7 @@ def released_curves(net: nn.Module, images: Tensor, target: Tensor, heatmaps: Te
 
 
 class StoredMaps:
-    """What torch-cam's metric asks of an extractor, for maps that are there already.
+    """An extractor for torch-cam's metric that returns given maps.
 
     Args:
         model: the net.
@@ -175,11 +175,11 @@ class StoredMaps:
         self.model, self.heatmaps = model, heatmaps
 
     def __call__(self, *arguments: Any, **settings: Any) -> list[Tensor]:
-        """The maps, whatever was asked."""
+        """The given maps."""
         return [self.heatmaps]
 
     def fuse_cams(self, cams: list[Tensor]) -> Tensor:
-        """Of the one layer there is."""
+        """The maps of the only layer."""
         return cams[0]
 
     def _hooks_off(self) -> AbstractContextManager[None]:
@@ -199,6 +199,6 @@ def torchcam_areas(
 
 
 def torchcam_composites(n: int, n_pixels: int, n_points: int) -> int:
-    """Images that the metric sends through the net: the whole and the empty one, and all points between them for both of its curves."""
+    """Images that the metric sends through the net: the whole one, the empty one, and the points between them for both curves."""
     between = len(range(0, n_pixels, -(-n_pixels // n_points))) - 1
     return n * (2 + 2 * between)

@@ -11,7 +11,7 @@ from salkit.checks import check_choice, check_images, check_number, check_tensor
 from salkit.masking import channels_last_composite, rank_pixels
 from salkit.methods.pairs import check_classifier, check_pairs, check_precision
 from salkit.models.classifier import Classifier
-from salkit.models.passes import batch_size, in_parallel, smaller_when_out_of_memory, tiled
+from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
 
 AucRule = Literal["mean", "trapezoid"]
 Game = Literal["insertion", "deletion"]
@@ -118,8 +118,8 @@ def insertion_curves_all_labels(
 ) -> Tensor:
     """Insertion curves of every label from the same passes: `(N, n_steps + 1, A)`; for maps that do not depend on the label.
 
-    With `maps_per_image` k there are k heatmaps in a row for each of the `inputs` (and curves `(k N, n_steps + 1, A)`); the two ends of
-    their curves, the baseline and the whole image, are then evaluated once an image.
+    With `maps_per_image` k there are k heatmaps in a row for each of the `inputs`, and curves `(k N, n_steps + 1, A)`. On a CPU the passes
+    of a map hold nothing but its points, so that its curve does not depend on other maps.
     """
     k = maps_per_image
     check_classifier(classifier)
@@ -129,29 +129,16 @@ def insertion_curves_all_labels(
     kept = kept_counts(heatmaps[0].numel(), n_steps).to(inputs.device, torch.float32)
     ranks = rank_pixels(heatmaps.to(inputs.device), seed).float()  # exact up to 2 ** 24 pixels
     shown, hidden = (x.permute(0, 2, 3, 1).contiguous() for x in (inputs, _fill(inputs, baseline)))
-    fast, size = classifier.fast(inputs), batch_size(inputs, internal_batch_size)
+    fast, n_points = classifier.fast(inputs), len(kept)
 
-    def points(kept: Tensor, ranks: Tensor, k: int) -> Tensor:
-        """Probabilities `(N, len(kept), A)` of the first pixels in `kept` different numbers, k rankings an image."""
+    def show(rows: Tensor) -> Tensor:
+        maps, points = rows.to(inputs.device) // n_points, rows.to(inputs.device) % n_points
+        masks = (kept[points, None, None] - ranks[maps]).clamp_(0, 1).to(inputs.dtype)  # 1 where rank < kept
+        infill = hidden[maps // k] if len(hidden) > 1 else hidden
+        return fast(channels_last_composite(shown[maps // k], masks, infill)).exp()
 
-        def show(tile: tuple[Tensor, Tensor]) -> Tensor:
-            some, counts = tile
-            # A tile rather than any points: the images it is made of are then read where they are.
-            masks = (kept[counts, None, None] - ranks[some, None]).clamp_(0, 1).to(inputs.dtype)  # 1 where rank < kept
-            image, infill = shown[some // k, None], hidden[some // k, None] if len(hidden) > 1 else hidden
-            return fast(channels_last_composite(image, masks, infill)).exp().unflatten(0, masks.shape[:2])
-
-        tiles = tiled(len(ranks), len(kept), size, inputs.device)
-        found = list(in_parallel(show, [tile for row in tiles for tile in row], inputs.device))
-        across = len(tiles[0])
-        return torch.cat([torch.cat(found[i : i + across], 1) for i in range(0, len(found), across)])
-
-    if k == 1:
-        curves = points(kept, ranks, 1)
-    else:  # any map of an image will do for its ends
-        ends = points(kept[[0, -1]], ranks[::k], 1).repeat_interleave(k, 0)
-        inner = points(kept[1:-1], ranks, k) if len(kept) > 2 else ends[:, :0]
-        curves = torch.cat([ends[:, :1], inner, ends[:, 1:]], 1)
+    points = torch.arange(len(ranks)).repeat_interleave(n_points).tolist()
+    curves = pass_by_pass(show, points, pass_size(inputs, 1, internal_batch_size), inputs.device).unflatten(0, (-1, n_points))
     if not torch.isfinite(curves).all():
         raise ValueError("classifier: expected finite logits, got NaN or infinity")
     return curves

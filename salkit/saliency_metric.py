@@ -15,7 +15,7 @@ from salkit.checks import check_choice, check_number
 from salkit.curves import check_heatmaps
 from salkit.methods.pairs import check_pairs
 from salkit.models.classifier import Classifier
-from salkit.models.passes import batch_size, pass_by_pass, smaller_when_out_of_memory
+from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
 
 BoxRule = Literal["threshold", "largest_component"]
 ALPHAS: tuple[float, ...] = (*(i / 20 for i in range(20)), 0.99)
@@ -63,7 +63,8 @@ def saliency_metric(
     check_heatmaps(inputs, heatmaps)
     check_number("alpha", alpha, 0, 1)
     check_choice("rule", rule, get_args(BoxRule))
-    return _score(classifier, inputs, target, boxes(heatmaps, alpha, rule)[:, None], internal_batch_size).squeeze(1)
+    found = pass_by_pass(lambda row: boxes(heatmaps[row], alpha, rule), range(len(heatmaps)), 1, heatmaps.device)
+    return _score(classifier, inputs, target, found[:, None], internal_batch_size).squeeze(1)
 
 
 def choose_alpha(classifier: Classifier, inputs: Tensor, target: Tensor, heatmaps: Tensor) -> float:
@@ -128,10 +129,11 @@ def _score(classifier: Classifier, inputs: Tensor, target: Tensor, every: Tensor
     fast, target = classifier.fast(inputs), target.to(inputs.device)
 
     def show(some: Tensor) -> Tensor:
-        log_probs = fast(crop(inputs[some[:, 0]], some[:, 1:]))
-        return log_probs.gather(1, target[some[:, :1]]).squeeze(1).exp()
+        at = rows[some]
+        log_probs = fast(crop(inputs[at[:, 0]], at[:, 1:]))
+        return log_probs.gather(1, target[at[:, :1]]).squeeze(1).exp()
 
-    found = pass_by_pass(show, rows, batch_size(inputs, internal_batch_size), inputs.device)
+    found = pass_by_pass(show, rows[:, 0].tolist(), pass_size(inputs, 1, internal_batch_size), inputs.device)
     if not found.isfinite().all():
         raise ValueError("classifier: expected finite logits, got NaN or infinity")
     area = (rows[:, 2] - rows[:, 1]) * (rows[:, 4] - rows[:, 3]) / (inputs.shape[-2] * inputs.shape[-1])

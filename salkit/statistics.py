@@ -1,4 +1,4 @@
-"""Intervals over images and paired comparisons: how sure a number is."""
+"""Bootstrap intervals over images and paired comparisons."""
 
 from __future__ import annotations
 

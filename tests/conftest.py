@@ -1,5 +1,3 @@
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from salkit.models import Classifier
-from salkit.models.passes import measured_file
-
-# What was measured on this machine is not for tests to use, nor to measure anew.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="salkit-tests-")
-measured_file().parent.mkdir()
-measured_file().write_text('{"another machine": 1}')
 
 # Small nets gain nothing from a second thread, and two that wait for each other on a busy core lose much.
 torch.set_num_threads(1)
@@ -63,3 +55,10 @@ def quadrant() -> Classifier:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)

@@ -3,9 +3,12 @@
 import nbformat
 import pytest
 
-from salkit.report.reproduce import notebooks_dir
+from salkit.report.runner import notebooks_dir
 
 NOTEBOOKS = sorted(notebooks_dir().glob("*.ipynb"))
+PARAMETERS = """profile = "demo"  # or "smoke", "paper"
+output_dir = "../runs/notebook"
+settings = {}  # for Runs, such as {"seed": 1, "device": "cuda", "executor": "dask", "schedule": "fast"}"""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -17,7 +20,7 @@ def test_committed_notebooks_follow_the_house_rules(path):
     assert notebook.metadata.kernelspec.name == "python3"
     assert notebook.cells[0].cell_type == "markdown"
     assert notebook.cells[0].source.startswith("# ")
-    assert [cell.metadata.get("tags") for cell in code].count(["parameters"]) == 1
+    assert [cell.source for cell in code if cell.metadata.get("tags") == ["parameters"]] == [PARAMETERS]
     assert all(len(cell.source.splitlines()) <= 15 for cell in code)
     assert outputs
     assert not [output for output in outputs if output.output_type == "error"]

@@ -1,4 +1,4 @@
-"""Commands on what is stored: list, prune and export runs, compare two."""
+"""Commands on stored results: list, prune and export runs, compare two."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.filesize import decimal
 
 from salkit.checks import check_out
-from salkit.commands.options import console, errors
+from salkit.commands.options import console, errors, print_table
 from salkit.engine import compare
 from salkit.engine.store import Store
 from salkit.evaluation.results import open_results
 
-runs = typer.Typer(no_args_is_help=False, invoke_without_command=True, help="What a store holds: list (the default), prune, export.")
+runs = typer.Typer(no_args_is_help=False, invoke_without_command=True, help="Stored runs: list them (the default), prune, export.")
 StoreFolder = Annotated[Path, typer.Option("--store", help="The store's folder.")]
 
 
@@ -25,13 +25,9 @@ def runs_command(context: typer.Context, store: StoreFolder = Path("runs/demo/st
         return
     with errors():
         kept = _existing(store)
-        table = Table(title=str(store))
-        for column in ("run", "rows", "of", "size", "changed"):
-            table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
         states = kept.overview()
-        for run in states:
-            table.add_row(run.name or "(no run)", str(run.done), str(run.rows), _bytes(run.size), run.age())
-    console.print(table)
+    rows = [[run.name or "(no run)", str(run.done), str(run.rows), decimal(run.size), run.age()] for run in states]
+    print_table(str(store), ["run", "rows", "of", "size", "changed"], rows, left=["run"])
     for run in states:
         if run.missing:
             console.print(f"missing of {run.name or 'no run'}: {', '.join(run.missing)}", highlight=False)
@@ -41,9 +37,9 @@ def runs_command(context: typer.Context, store: StoreFolder = Path("runs/demo/st
 def prune_command(
     store: StoreFolder = Path("runs/demo/store"),
     drop: Annotated[list[str] | None, typer.Option(help="First forget this run (name or its beginning).")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
 ) -> None:
-    """Remove experiments that no run needs, and what crashes and damage left behind."""
+    """Remove experiments that no run needs, and files left by crashes or damage."""
     with errors():
         kept = _existing(store)
         gone = kept.prune(drop=drop or (), dry_run=dry_run)
@@ -55,10 +51,10 @@ def prune_command(
 @runs.command("export")
 def export_command(
     out: Annotated[Path, typer.Argument(help="A .nc file (netCDF) to write.")],
-    run: Annotated[str, typer.Option(help="Name of the run, or its beginning; of several the latest.")] = "table1",
+    run: Annotated[str, typer.Option(help="Name of the run, or its beginning; the latest if several match.")] = "table1",
     store: StoreFolder = Path("runs/demo/store"),
 ) -> None:
-    """Write what is there of a run as one netCDF file, for publication."""
+    """Write the finished part of a run as one netCDF file, for publication."""
     with errors():
         check_out("out", out, ".nc")
         results = open_results(_existing(store), run)
@@ -77,12 +73,8 @@ def compare_command(
     """Print the largest differences between two runs; exit code 1 above the tolerances."""
     with errors():
         table = compare.compare_stores(*(_existing(path / "store" if (path / "store").is_dir() else path) for path in (run_a, run_b)))
-    shown = Table(title=f"{run_a} and {run_b}")
-    for column in table.columns:
-        shown.add_column(column, justify="left" if column in ("run", "method", "score", "where") else "right")
-    for row in table.itertuples(index=False):
-        shown.add_row(*(f"{v:.2g}" if isinstance(v, float) else str(v) for v in row))
-    console.print(shown)
+    rows = [[f"{v:.2g}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
+    print_table(f"{run_a} and {run_b}", list(table.columns), rows, left=["run", "method", "score", "where"])
     worst = {kind: table[(table.score == "map") == (kind == "maps")].largest.max() for kind in ("maps", "scores")}
     limits = {"maps": maps, "scores": scores}
     beyond = [f"{kind}: {worst[kind]:.2g} > {limits[kind]:g}" for kind in worst if worst[kind] > limits[kind]]
@@ -95,11 +87,3 @@ def _existing(folder: Path) -> Store:
     if not folder.is_dir():
         raise FileNotFoundError(f"store: expected a folder with results, got {folder}, which is not one")
     return Store(folder)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError

@@ -1,4 +1,4 @@
-"""Two runs of the same experiments, say on other machines, with other batch sizes or workers: how far apart are their numbers?"""
+"""How far apart are two runs of the same experiments, for example on two machines or with other versions?"""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from salkit.engine.identity import canonical
 from salkit.engine.store import Store
 
 MAPS = 1e-4
-"""Largest difference of a learned mask with another batch size or number of workers."""
+"""Two learned masks count as equal up to this difference."""
 
 SCORES = 1e-3
-"""Largest difference of a probability, a point of a curve or an area then."""
+"""Two probabilities, points of a curve or areas count as equal up to this difference."""
+
+IGNORED = ("source", "internal_batch_size")
+"""Parts of a description in which two runs of the same experiment may differ."""
 
 
 def compare_stores(a: Store, b: Store) -> pd.DataFrame:
-    """The largest difference of every array that both stores hold of the same experiment.
+    """The largest difference of every array of the experiments that are in both stores.
 
-    Where a store holds several versions of one (computed with other libraries or code), the one counts that both hold, or else the latest.
-    Maps are compared as they are kept (masks as their logits' sigmoid), all others as numbers; NaN equals NaN. Of maps kept in float16 it
-    is the least difference that they can have had before: a step of float16 is up to 2.2e-4 of a mask, and rounding can make one of 1e-9.
+    Experiments are the same if their settings, nets and images are, whatever the versions of libraries and code. If a store has an
+    experiment in several versions, the one that both stores have is compared, else the latest. Logits of masks are compared after a
+    sigmoid, everything else as it is stored. NaN equals NaN.
 
     Returns:
         Columns `run` (title), `score` (name of the array), `rows` compared, `mean` and `largest` absolute difference; the largest first.
@@ -45,41 +48,32 @@ def compare_stores(a: Store, b: Store) -> pd.DataFrame:
         (left, here), (right, there) = (s.read_partly(key, 0, experiment.rows) for s, key in ((a, own), (b, other)))
         both = here & there
         for name in left.keys() & right.keys() if both.any() else ():
-            difference = _difference(left[name][both], right[name][both], experiment.what)
+            logits = experiment.what.get("kept_as") == "logits"
+            difference = _difference(left[name][both], right[name][both], logits)
             rows.append([experiment.title, name, int(both.sum()), float(difference.mean()), float(difference.max(initial=0.0))])
     table = pd.DataFrame(rows, columns=["run", "score", "rows", "mean", "largest"])
     return table.sort_values("largest", ascending=False, ignore_index=True)
 
 
 def _subject(store: Store, key: str) -> str:
-    """What an experiment is about, without versions: experiments that refer to others by their keys refer to what those are about."""
+    """The description of an experiment without versions. The key of other results in it is replaced by their description."""
     experiment = store.experiment(key)
     what = dict(experiment.what)
     if isinstance(what.get("maps"), str) and (store.folder / what["maps"] / "manifest.json").is_file():
         what["maps"] = _subject(store, what["maps"])
-    return canonical([experiment.kind, experiment.rows, _without_source(what)])
+    return canonical([experiment.kind, experiment.rows, _without_versions(what)])
 
 
-def _without_source(what: Any) -> Any:
+def _without_versions(what: Any) -> Any:
     if isinstance(what, dict):
-        return {name: _without_source(value) for name, value in what.items() if name != "source"}
-    return [_without_source(value) for value in what] if isinstance(what, list) else what
+        return {name: _without_versions(value) for name, value in what.items() if name not in IGNORED}
+    return [_without_versions(value) for value in what] if isinstance(what, list) else what
 
 
-def _difference(a: np.ndarray, b: np.ndarray, what: Any) -> np.ndarray:
-    """How far apart the values are at least: kept in float16, those of neighbours may have been equal before they were rounded."""
+def _difference(a: np.ndarray, b: np.ndarray, logits: bool) -> np.ndarray:
     if a.dtype.kind == "U" or b.dtype.kind == "U":
         return (a != b).astype(float)
-    as_mask = "LearnedMask" in str(what.get("method", {})) and a.dtype == np.float16
-    (low_a, high_a), (low_b, high_b) = (_limits(values, as_mask) for values in (a, b))
+    left, right = (expit(x.astype(np.float64)) if logits else x.astype(np.float64) for x in (a, b))
     with np.errstate(invalid="ignore"):  # infinities
-        apart = np.maximum(0, np.maximum(low_a - high_b, low_b - high_a))
-    return np.where(np.isnan(a) & np.isnan(b) | (a == b), 0.0, np.nan_to_num(apart, nan=np.inf))
-
-
-def _limits(values: np.ndarray, as_mask: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Between what the values were before they were rounded to float16; those of other types as they are. Masks from their logits."""
-    wide = values.astype(np.float64)
-    half = np.abs(np.spacing(values)).astype(np.float64) / 2 if values.dtype == np.float16 else 0.0
-    low, high = wide - half, wide + half
-    return (expit(low), expit(high)) if as_mask else (low, high)
+        apart = np.abs(left - right)
+    return np.where(np.isnan(left) & np.isnan(right) | (left == right), 0.0, np.nan_to_num(apart, nan=np.inf))

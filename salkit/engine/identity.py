@@ -1,18 +1,15 @@
-"""What is to be computed: frozen descriptions in canonical JSON, each with a hash that its results go by."""
+"""What is computed: descriptions in canonical JSON. The hash of a description is the key of its results."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import inspect
 import json
-import re
-import sys
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -21,28 +18,27 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from salkit.methods.masker import MaskerMethod, masker_path
-from salkit.models.classifier import Classifier
+from salkit.engine.code import kit_digest, looked_up, made_with, source_digest
 
 LIBRARIES = ("torch", "torchvision", "numpy", "captum", "zennit", "scikit-image")
 """Packages whose version changes numbers."""
 
-NEUTRAL = ("internal_batch_size", "show_progress")
-"""Settings that change no number but its rounding: results computed with other ones are the same results."""
+NEUTRAL = ("show_progress",)
+"""Settings that change no number. They are not part of the key."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides the numbers of one array of results; `rows` of them are computed in shards.
+    """A description of everything that decides one table of numbers.
 
-    Where it runs (device, threads, batch and shard sizes) is not part of it: that changes rounding only, and each shard says it.
+    Where it runs (device, workers, shard sizes) is not part of it. Each shard of results says that for itself.
 
     Attributes:
-        kind: what is computed: probabilities, maps, curves, crops, table.
-        title: for people; not part of the hash.
-        rows: pairs of maps, images of everything else.
-        what: the description, JSON-able: classifier, images, targets, method, protocol and other settings, seed, precision.
-        versions: of libraries and of the kit's code that change these numbers.
+        kind: what is computed, for example maps or curves.
+        title: a name for people. It is not part of the key.
+        rows: how many rows the results have.
+        what: all settings, JSON-able.
+        versions: of the libraries, and a hash of the kit's code.
 
     Example:
         >>> a = Experiment("table", "toy", 1, {"tv": 0.01, "scale": 4}, {})
@@ -58,20 +54,20 @@ class Experiment:
 
     @cached_property
     def key(self) -> str:
-        """Kind and hash: the name of its folder in a store."""
+        """Kind and hash. It names the folder of the results in a store."""
         return f"{self.kind}-{digest(canonical([self.kind, self.rows, self.what, self.versions]))}"
 
     def manifest(self) -> dict[str, Any]:
-        """What is written beside its results; `from_manifest` reads it."""
+        """The description as a dictionary, to be written beside the results. `from_manifest` reads it."""
         names = ("key", "kind", "title", "rows", "what", "versions")
         return {name: getattr(self, name) for name in names}
 
     @staticmethod
     def from_manifest(manifest: Mapping[str, Any]) -> Experiment:
-        """The experiment that a manifest describes.
+        """Read what `manifest` made.
 
         Raises:
-            ValueError: the description does not have the hash that the manifest names: somebody changed it.
+            ValueError: something else, or a description that was changed: its hash is not the key that it names.
         """
         try:
             found = Experiment(*(manifest[f.name] for f in fields(Experiment)))
@@ -82,43 +78,39 @@ class Experiment:
         return found
 
 
-def describe_experiment(kind: str, title: str, rows: int, code: Iterable[object] = (), **settings: Any) -> Experiment:
-    """The experiment with these settings, as `describe` sees them.
+def describe_experiment(kind: str, title: str, rows: int, **settings: Any) -> Experiment:
+    """The experiment with these settings, the installed libraries and the kit's code.
 
     Args:
         kind: see `Experiment`.
-        title: for people.
-        rows: how many there are.
-        code: modules, classes or functions, besides those of the methods among the settings, whose source changes the numbers.
-        settings: everything else that does.
+        title: see `Experiment`.
+        rows: see `Experiment`.
+        settings: everything that decides the numbers. `describe` makes it JSON-able.
 
     Raises:
         ValueError: a setting that cannot be described.
+
+    Example:
+        >>> describe_experiment("table", "toy", 1, tv=0.1).what
+        {'precision': 'float32', 'tv': 0.1}
     """
-    libraries = {name: version(name) for name in LIBRARIES}
     what = {"precision": "float32"} | {name: describe(value) for name, value in settings.items()}
-    return Experiment(kind, title, rows, what, libraries | {"code": digest(canonical([source_digest(c) for c in code]))})
-
-
-def describe_images(ids: Sequence[str], inputs: Tensor) -> dict[str, Any]:
-    """Names and pixels of images."""
-    return {"ids": list(ids), "pixels": digest(inputs)}
-
-
-def describe_classifier(classifier: Classifier) -> dict[str, Any]:
-    """Class and structure of the net, its weights' hash, label list and softmax scope."""
-    labels = None if classifier.labels is None else list(classifier.labels)
-    return {"net": describe(classifier.net), "labels": labels, "softmax_over": classifier.softmax_over}
+    return Experiment(kind, title, rows, what, {name: version(name) for name in LIBRARIES} | {"code": kit_digest()})
 
 
 def describe(value: Any) -> Any:
-    """A JSON-able description that changes whenever the value would give other numbers.
+    """A JSON-able description, which differs for two values that can give different numbers.
 
-    Dataclasses (methods, too) by class, source and fields, nets and tensors by their hashes, functions by their source and what they hold
-    (not by the names of their module that they look up), other objects by source and attributes, paths by what the file holds.
+    - Tensors and nets: hashes of their values; nets also the structure and the code of every layer.
+    - Functions and classes: their code (see `source_digest`), defaults, and the variables around them.
+    - Other objects: the code of their class, and the dictionary that their method `describe_as()` returns. Without that method it is
+      their fields or attributes.
+    - Paths: what the file holds.
+
+    Values that are changed in a module after it was imported do not count.
 
     Raises:
-        ValueError: something without attributes that could be described.
+        ValueError: something without attributes, for example a set.
 
     Example:
         >>> describe({"tv": (0.1, 1)})
@@ -127,15 +119,15 @@ def describe(value: Any) -> Any:
     above = _above.get()
     if any(value is each for each in above):
         return {"again": _name(type(value))}
-    token = _above.set((*above, value))
+    before = _above.set((*above, value))
     try:
         return _describe(value)
     finally:
-        _above.reset(token)
+        _above.reset(before)
 
 
 _above: ContextVar[tuple[Any, ...]] = ContextVar("above", default=())
-"""What is being described, so that something that holds itself comes to an end."""
+"""What is being described now: something that contains itself is described once."""
 
 
 def _describe(value: Any) -> Any:
@@ -151,33 +143,53 @@ def _describe(value: Any) -> Any:
         return [describe(v) for v in value]
     if isinstance(value, Path):
         return {"file": value.name, "holds": digest(value.read_bytes()) if value.is_file() else "missing"}
-    if isinstance(value, nn.Module):
-        return _describe_net(value)
     if isinstance(value, partial):
         return {"partial": describe(value.func), "holds": describe([value.args, value.keywords])}
     if isinstance(value, (type, ModuleType)) or inspect.isroutine(value):
-        return {"function": _name(value), "source": source_digest(value), "holds": describe(_held(value))}
-    named = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else _attributes(value)
-    if isinstance(value, MaskerMethod) and isinstance(value.masker, (str, Path)):
-        named["masker"] = masker_path(value.masker)
+        return {"function": _name(value), "source": _source(value), "holds": describe(_held(value))}
+    if hasattr(value, "describe_as"):
+        named = value.describe_as()
+    elif isinstance(value, nn.Module):
+        return _describe_net(value)
+    else:
+        named = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else _attributes(value)
     settings = {name: describe(v) for name, v in named.items() if name not in NEUTRAL}
-    return {"class": _name(type(value)), "source": [source_digest(c) for c in type(value).__mro__ if c is not object], **settings}
+    return {"class": _name(type(value)), "source": _sources(value), **settings}
 
 
 def _describe_net(net: nn.Module) -> dict[str, Any]:
-    """Structure, weights and buffers, and of every module its class and what plain attributes (a factor, an activation) it has."""
+    """The structure and the weights, and of every layer its class and its plain attributes (a factor, an activation)."""
     usual = vars(nn.Module())
     own = {name: {k: v for k, v in vars(m).items() if k not in usual and _is_plain(v)} for name, m in net.named_modules()}
-    # What the dilation of one pixel is depends on the device (see `round_alike`) and changes nothing.
-    structure = re.sub(r"(kernel_size=\(1, 1\).*), dilation=\(2, 2\)", r"\1", repr(net))
-    for plain in own.values():
-        if plain.get("kernel_size") == (1, 1):
-            plain.pop("dilation", None)
-    classes: set[Any] = {type(m) for m in net.modules()}
-    sources = sorted((_name(c), source_digest(c)) for c in classes)
+    own_text = canonical(describe(own))
+    kinds = {(type(m), repr(getattr(m, "version", None))): m for m in net.modules()}
+    sources = sorted({canonical([_name(type(m)), *_sources(m)]) for m in kinds.values()})
     tensors = {**dict(net.named_buffers()), **net.state_dict()}
-    made = {"class": _name(type(net)), "source": digest(canonical(sources)), "own": digest(canonical(describe(own)))}
-    return made | {"structure": digest(structure), "weights": digest(tensors)}
+    made = {"class": _name(type(net)), "source": [json.loads(text) for text in sources]}
+    made["own"] = own_text if "unknown-" in own_text else digest(own_text)
+    return made | {"structure": digest(repr(net)), "weights": digest(tensors)}
+
+
+def _sources(value: object) -> list[Any]:
+    """What stands for the code of an object's class and of those that it inherits from."""
+    return [_source(c, getattr(value, "version", None)) for c in type(value).__mro__ if c is not object]
+
+
+def _source(thing: object, version: object = None) -> Any:
+    found = source_digest(thing, version)
+    if found.startswith("unknown-"):
+        return [found, [_describe_or_not(value) for value in looked_up(thing)]]
+    if isinstance(thing, type) and "<locals>" in thing.__qualname__ and not found.startswith("version "):
+        return [found, [_describe_or_not(value) for value in made_with(thing)]]
+    return found
+
+
+def _describe_or_not(value: Any) -> Any:
+    """The description; of what cannot be described, random text, since it may have changed."""
+    try:
+        return describe(value)
+    except ValueError:
+        return f"unknown-{uuid.uuid4().hex}"
 
 
 def _is_plain(value: object) -> bool:
@@ -187,14 +199,14 @@ def _is_plain(value: object) -> bool:
 
 
 def _held(function: object) -> list[Any]:
-    """What a function uses besides its arguments and names of its module: the object it belongs to, variables around it, defaults."""
+    """What a function uses besides its arguments and its module: the object it belongs to, variables around it, defaults."""
     owner = getattr(function, "__self__", None)
     held = [] if owner is None or isinstance(owner, (type, ModuleType)) else [owner]
     plain = getattr(function, "__func__", function)
     if not isinstance(plain, FunctionType):
         return held
     held += [cell.cell_contents for cell in plain.__closure__ or ()] + [plain.__defaults__, plain.__kwdefaults__]
-    # Of several lambdas in one line the source is the same.
+    # Two lambdas on one line have the same source.
     return [*held, _bytecode(plain.__code__)] if plain.__name__ == "<lambda>" else held
 
 
@@ -221,34 +233,6 @@ def digest(value: str | bytes | Tensor | np.ndarray | Mapping[str, Tensor]) -> s
     else:
         found.update(value.encode() if isinstance(value, str) else value)
     return found.hexdigest()
-
-
-@cache  # looking a class up in its file takes a while
-def source_digest(thing: object) -> str:
-    """A hash of source code: of the whole module for the kit's own, else of the class or function; comments and docstrings do not count."""
-    module = thing if inspect.ismodule(thing) else sys.modules.get(getattr(thing, "__module__", ""))
-    name, file = getattr(module, "__name__", ""), getattr(module, "__file__", None)
-    if name.partition(".")[0] == "salkit" and file:
-        return _code_digest(Path(file).read_text())
-    if name.partition(".")[0] in sys.stdlib_module_names | {"torch", "captum"} - {"__main__"}:
-        return "library"
-    try:
-        return _code_digest(inspect.getsource(thing))  # type: ignore[arg-type]
-    except (OSError, TypeError):
-        # Typed at a Python prompt: equals nothing but itself, so its results are never taken for another's.
-        return f"unknown-{uuid.uuid4().hex}"
-
-
-@cache
-def _code_digest(source: str) -> str:
-    try:
-        tree = ast.parse(inspect.cleandoc(source) if source[:1].isspace() else source)
-    except SyntaxError:  # a lambda in the middle of a line
-        return digest(source)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
-    return digest(ast.dump(tree))
 
 
 def _name(thing: type | Any) -> str:

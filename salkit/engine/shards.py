@@ -100,9 +100,9 @@ def _attempt(part: Part, source: Source, store: Store, start: int, stop: int, st
             raise
         if stop - start == 1:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            notes = "".join(f"{note}: " for note in getattr(error, "__notes__", []))
-            text = f"{notes}{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-            return [Failure(part.experiment.title, part.task.row_name(source, start), text)]
+            row = ", ".join([part.task.row_name(source, start), *getattr(error, "__notes__", [])])
+            text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+            return [Failure(part.experiment.title, row, text)]
         middle = (start + stop) // 2
         return _attempt(part, source, store, start, middle, strict) + _attempt(part, source, store, middle, stop, strict)
     store.write(part.experiment.key, start, stop, arrays, source.about())

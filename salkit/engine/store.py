@@ -1,13 +1,14 @@
-"""Where results live: one folder an experiment, one file a shard, written beside, flushed and renamed.
+"""Results on disk: a folder per experiment, a file per shard.
 
-A shard's name holds its rows and the checksum of its bytes, so that one rename publishes the numbers and how to check them, and processes
-that write at the same time have nothing to agree on. Readers see whole shards or none.
+A file is written under a temporary name, flushed and renamed, so readers see complete shards only. Its name holds its rows and the checksum
+of its bytes, so several processes can write at the same time.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
@@ -29,20 +30,24 @@ from safetensors.numpy import load, save
 from salkit.engine.identity import Experiment, canonical, digest
 
 Arrays = dict[str, np.ndarray]
+
+_named: set[str] = set()
 SHARD = re.compile(r"(\d{8})-(\d{8})\.([0-9a-f]{16})\.safetensors")
+TYPED = re.compile(r'"unknown-([^"]+)-[0-9a-f]{32}"')
+"""Code in a description that was typed in a notebook or at a prompt, see `source_digest`."""
 
 
 class StoreError(RuntimeError):
-    """Results cannot be kept or read; the message says where and why, and what to do."""
+    """Results cannot be written or read. The message says where, why, and what to do."""
 
 
 class MissingRows(StoreError):
-    """Rows that are wanted are not there, because they could not be computed or were damaged since."""
+    """Some rows are not in the store: they could not be computed, or their file was damaged."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows `start` to `stop` (exclusive) of an experiment, in a file."""
+    """A file with the rows `start` to `stop` (exclusive) of an experiment."""
 
     start: int
     stop: int
@@ -51,7 +56,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is: rows of all its experiments and how many are done, which are missing, bytes, and when something last changed."""
+    """How far a run is.
+
+    Attributes:
+        name: of the run.
+        rows: of all its experiments together.
+        done: how many of them are in the store.
+        missing: experiments with missing rows, and how many.
+        size: in bytes.
+        changed: when a file last changed, in seconds since 1970.
+    """
 
     name: str
     rows: int
@@ -61,7 +75,7 @@ class RunState:
     changed: float
 
     def age(self, now: float | None = None) -> str:
-        """How long ago something changed, in words: `"3 min"`, `"2 h"`, `"5 d"`; a clock that jumped back gives `"0 min"`."""
+        """How long ago a file changed, in words: `"3 min"`, `"2 h"`, `"5 d"`. A time in the future gives `"0 min"`."""
         minutes = max(0.0, ((time.time() if now is None else now) - self.changed) / 60)
         return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.0f} h" if minutes < 36 * 60 else f"{minutes / 1440:.0f} d"
 
@@ -70,8 +84,8 @@ class Store:
     """A folder of experiments.
 
     Args:
-        folder: is made when something is written.
-        durable: flush every shard to the disk before it counts; False for results that need not outlive the process.
+        folder: is created when something is written.
+        durable: flush every shard to the disk, so that it survives a power cut; False for results that nobody needs afterwards.
 
     Raises:
         ValueError: the folder is a file.
@@ -91,7 +105,9 @@ class Store:
         self._checked: dict[Path, tuple[int, int]] = {}
 
     def open(self, experiment: Experiment) -> None:
-        """Make room for an experiment and write its manifest, if that has not been done.
+        """Create the folder of an experiment and write its manifest, unless they are there.
+
+        Results of code that was typed in a notebook or at a prompt can be reused in this process only. That is logged once.
 
         Raises:
             StoreError: the folder cannot be written to, or holds the manifest of another experiment.
@@ -100,13 +116,24 @@ class Store:
         if path.exists():
             self.experiment(experiment.key)
         else:
+            self._say_what_cannot_be_reused(experiment)
             self._write(path, json.dumps(experiment.manifest(), indent=1, ensure_ascii=False).encode())
 
+    def _say_what_cannot_be_reused(self, experiment: Experiment) -> None:
+        new = set(TYPED.findall(canonical(experiment.what))) - _named
+        if new and self.durable:
+            _named.update(new)
+            logging.getLogger(__name__).warning(
+                "%s: typed in a notebook or at a prompt, so results are reused in this process only. Move it to a file, or give it an "
+                "attribute `version` (str or int) and change that whenever you change the code.",
+                ", ".join(sorted(new)),
+            )
+
     def experiment(self, key: str) -> Experiment:
-        """The experiment of a key, from its manifest.
+        """Read the manifest of an experiment.
 
         Raises:
-            StoreError: no manifest, or one that was changed.
+            StoreError: there is none, or it was changed.
         """
         path = self.folder / key / "manifest.json"
         try:
@@ -118,7 +145,7 @@ class Store:
         return found
 
     def shards(self, key: str) -> list[Shard]:
-        """The sound shards of an experiment, by their first row; damaged and foreign ones are set aside with a warning."""
+        """The shards of an experiment in order of their first row. Damaged files are renamed, with a warning."""
         found = []
         for path in sorted((self.folder / key).glob("*.safetensors")):
             match = SHARD.fullmatch(path.name)
@@ -127,7 +154,7 @@ class Store:
         return found
 
     def missing(self, experiment: Experiment, size: int | None = None) -> list[tuple[int, int]]:
-        """Ranges of rows that are not there, cut where multiples of `size` are; None for no cuts."""
+        """Ranges of rows that are not in the store, split at multiples of `size`."""
         there = np.zeros(experiment.rows, bool)
         for shard in self.shards(experiment.key):
             there[shard.start : shard.stop] = True
@@ -139,10 +166,17 @@ class Store:
         return [pair for each in cuts for pair in itertools.pairwise(each)]
 
     def write(self, key: str, start: int, stop: int, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any] | None = None) -> Path:
-        """Keep the rows `start` to `stop` of an experiment: arrays that have them along their first axis.
+        """Write the rows `start` to `stop` of an experiment.
+
+        Args:
+            key: of the experiment.
+            start: first row.
+            stop: the row after the last.
+            arrays: name -> values, rows along the first axis.
+            about: what else to write into the header, for example the device.
 
         Raises:
-            StoreError: the disk is full or cannot be written; nothing is left behind.
+            StoreError: the disk is full or cannot be written to. No partial file is left.
             ValueError: an array has another number of rows.
         """
         packed, types = {}, {}
@@ -160,10 +194,10 @@ class Store:
         return path
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> Arrays:
-        """Arrays of the rows `start` to `stop` of an experiment.
+        """Read the rows `start` to `stop` of an experiment, by default all.
 
         Raises:
-            MissingRows: some of them.
+            MissingRows: some rows are not in the store.
         """
         stop = self.experiment(key).rows if stop is None else stop
         arrays, there = self.read_partly(key, start, stop)
@@ -172,7 +206,7 @@ class Store:
         return arrays
 
     def read_partly(self, key: str, start: int, stop: int) -> tuple[Arrays, np.ndarray]:
-        """What is there of the rows `start` to `stop`: arrays (NaN or zero elsewhere), and which rows are there, `(stop - start,)`."""
+        """Arrays of the rows `start` to `stop` with NaN or zero in missing rows, and which rows are there `(stop - start,)`."""
         arrays: Arrays = {}
         there = np.zeros(stop - start, bool)
         for shard in self.shards(key):
@@ -188,15 +222,15 @@ class Store:
         return arrays, there
 
     def about(self, shard: Shard) -> dict[str, Any]:
-        """Where a shard was computed: host, device, threads."""
+        """The header of a shard: where it was computed (host, device, threads)."""
         return _header(shard.path.read_bytes())
 
     @contextmanager
     def claim(self, key: str, start: int, stop: int) -> Iterator[bool]:
-        """Whether these rows are ours to compute; False while another living process is at them.
+        """Reserve rows for this process; False if another process has reserved them.
 
-        A lock of the operating system, which ends with its process: no clock, and nothing to clean up after a crash. Where the file system
-        has none, two processes may compute the same rows, which costs time and nothing else.
+        The operating system releases the lock when the process ends, even after a crash. On a file system without locks two processes may
+        compute the same rows, which costs time but no results.
         """
         path = self.folder / key / f"{start:08d}-{stop:08d}.lock"
         lock = FileLock(path)
@@ -211,12 +245,12 @@ class Store:
         try:
             yield True
         finally:
-            with suppress(OSError):  # while it is ours; who waits for it looks for the rows first
+            with suppress(OSError):  # before the release: a waiting process looks for the rows first
                 path.unlink()
             lock.release()
 
     def keep_run(self, name: str, run: Mapping[str, Any]) -> None:
-        """Write the manifest of a run: which experiments it is made of; one that is there is only touched, if that is allowed."""
+        """Write the manifest of a run, which lists its experiments. An equal one that is already there becomes the latest."""
         path, data = self.folder / "runs" / f"{name}.json", json.dumps(run, indent=1, ensure_ascii=False).encode()
         if path.is_file() and path.read_bytes() == data:
             with suppress(OSError):
@@ -225,17 +259,17 @@ class Store:
             self._write(path, data)
 
     def keep_experiments(self, name: str, keys: Sequence[str]) -> None:
-        """Write the manifest of a run that is nothing more than its experiments, the first of which gives it its hash."""
+        """Write the manifest of a run that has nothing but experiments; the first one's key is in its name."""
         self.keep_run(f"{name}-{digest(keys[0])[:8]}", {"experiments": list(keys)})
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """Name -> manifest of all runs, the latest last.
 
         Raises:
-            StoreError: one cannot be read.
+            StoreError: a manifest cannot be read.
         """
         found = {}
-        for path in sorted((self.folder / "runs").glob("*.json"), key=_changed):
+        for path in sorted((self.folder / "runs").glob("*.json"), key=_stat):
             try:
                 found[path.stem] = json.loads(path.read_text())
                 if not isinstance(found[path.stem]["experiments"], list):
@@ -246,53 +280,53 @@ class Store:
 
     def keys(self) -> list[str]:
         """Keys of all experiments, the latest last."""
-        return [p.parent.name for p in sorted(self.folder.glob("*/manifest.json"), key=_changed)]
+        return [p.parent.name for p in sorted(self.folder.glob("*/manifest.json"), key=_stat)]
 
     def unfinished(self) -> str:
-        """Name and rows of the run that was started last, `"table1 312/525"`, by the names of its shards alone; empty when it is done."""
-        newest = max((self.folder / "runs").glob("*.json"), key=_changed, default=None)
+        """The run that was started last and its rows, `"table1 312/525"`; empty when it is done. Reads no results, so it is fast."""
+        newest = max((self.folder / "runs").glob("*.json"), key=_stat, default=None)
         rows = done = 0
-        with suppress(OSError, ValueError, KeyError, TypeError):  # a display is no reason to stop a run; `runs` names what is wrong
+        with suppress(OSError, ValueError, KeyError, TypeError):  # only for a display; `runs` says what is wrong
             for key in json.loads(newest.read_text())["experiments"] if newest else ():
                 rows += json.loads((self.folder / key / "manifest.json").read_text())["rows"]
                 done += sum(int(m[2]) - int(m[1]) for p in (self.folder / key).iterdir() if (m := SHARD.fullmatch(p.name)))
         return f"{newest.stem.rpartition('-')[0]} {done}/{rows}" if newest and done < rows else ""
 
     def overview(self) -> list[RunState]:
-        """How far every run is; experiments that belong to none come last, as a run without a name."""
-        runs = {name: run["experiments"] for name, run in self.runs().items()}
-        if orphans := sorted(set(self.keys()) - {key for keys in runs.values() for key in keys}):
+        """How far every run is. Experiments that belong to no run come last, as a run without a name."""
+        known, runs = self.keys(), {name: run["experiments"] for name, run in self.runs().items()}
+        if orphans := sorted(set(known).difference(*runs.values())):
             runs[""] = orphans
         states = []
         for name, keys in runs.items():
-            experiments = [self.experiment(key) for key in keys if key in self.keys()]
+            experiments = [self.experiment(key) for key in keys if key in known]
             left = {e.title: sum(b - a for a, b in self.missing(e)) for e in experiments}
-            rows, files = sum(e.rows for e in experiments), [p for e in experiments for p in (self.folder / e.key).iterdir()]
+            rows, files = sum(e.rows for e in experiments), [_stat(p) for e in experiments for p in (self.folder / e.key).iterdir()]
             missing = [f"{title.rpartition(', ')[2]} {n}" for title, n in left.items() if n]
-            stats = [found for p in files if (found := _stat(p))]
-            changed = max((found.st_mtime for found in stats), default=0.0)
-            states.append(RunState(name, rows, rows - sum(left.values()), missing, sum(found.st_size for found in stats), changed))
+            size, changed = sum(size for _, size in files), max((changed for changed, _ in files), default=0.0)
+            states.append(RunState(name, rows, rows - sum(left.values()), missing, size, changed))
         return states
 
     def prune(self, *, drop: Sequence[str] = (), dry_run: bool = False) -> list[Path]:
-        """Remove experiments that no run's manifest needs, and what crashes and damage left in the others; not while a run is at it.
+        """Remove experiments that no run needs, and files left by crashes or damage. Do not call it while something is computed.
 
         Args:
-            drop: runs (names or their beginnings) whose manifests go first.
+            drop: runs to forget first (names or their beginnings).
             dry_run: remove nothing.
 
         Returns:
-            What was (or would be) removed.
+            What was removed, or would be.
 
         Raises:
-            ValueError: there is no run of a name in `drop`.
+            ValueError: no run has a name in `drop`.
         """
         runs = self.runs()
         for name in drop:
             if not any(full.startswith(name) for full in runs):
                 raise ValueError(f"drop: expected the beginning of one of {list(runs)}, got {name!r}")
-        doomed = [self.folder / "runs" / f"{full}.json" for full in runs if full.startswith(tuple(drop))] if drop else []
-        needed = {key for full, run in runs.items() for key in run["experiments"] if not (drop and full.startswith(tuple(drop)))}
+        dropped = [full for full in runs if full.startswith(tuple(drop))]
+        needed = {key for full, run in runs.items() if full not in dropped for key in run["experiments"]}
+        doomed = [self.folder / "runs" / f"{full}.json" for full in dropped]
         for folder in (p for p in self.folder.iterdir() if p.is_dir()):
             left_over = (p for p in folder.iterdir() if p.suffix in (".part", ".damaged", ".lock"))
             doomed += left_over if folder.name in needed | {"runs"} else [folder]
@@ -305,33 +339,33 @@ class Store:
         part = path.with_name(f"{path.stem[:40]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with part.open("xb") as file:
-                    file.write(data)
-                    if self.durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                part.replace(path)
-            except BaseException:
-                part.unlink(missing_ok=True)
+            with part.open("xb") as file:
+                file.write(data)
+                if self.durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException as error:
+            with suppress(OSError):
+                part.unlink()
+            if not isinstance(error, OSError):
                 raise
-            if self.durable:
-                _flush_folder(path.parent)
-        except OSError as error:
             raise StoreError(
                 f"cannot write {path} ({error.strerror or error}). What was finished before is kept; make room, or name another folder "
                 "as the store, and run the same command again"
             ) from error
+        if self.durable:
+            _flush_folder(path.parent)
 
     def _sound(self, path: Path, key: str, start: int, stop: int, checksum: str) -> bool:
-        """Whether a file holds what its name says; checked again only when it has changed."""
+        """Whether a file's checksum and header agree with its name. Read again only after it has changed."""
         try:
             state = path.stat()
             stamp = (state.st_mtime_ns, state.st_size)
             if self._checked.get(path) == stamp:
                 return True
             data = path.read_bytes()
-        except FileNotFoundError:  # just set aside or pruned by another process
+        except FileNotFoundError:  # another process has just renamed or removed it
             return False
         fault = ""
         if digest(data) != checksum:
@@ -356,7 +390,7 @@ class Store:
 
 
 def _header(data: bytes) -> dict[str, Any]:
-    """What `Store.write` put beside the arrays; empty for a file of something else."""
+    """The header that `Store.write` made; empty for any other file."""
     try:
         length = int.from_bytes(data[:8], "little")
         return dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["salkit"]))
@@ -364,21 +398,17 @@ def _header(data: bytes) -> dict[str, Any]:
         return {}
 
 
-def _stat(path: Path) -> os.stat_result | None:
-    """None where another process has just renamed or removed it."""
+def _stat(path: Path) -> tuple[float, int]:
+    """When a file last changed, and its size; zeros for one that another process has just renamed or removed."""
     try:
-        return path.stat()
+        found = path.stat()
     except FileNotFoundError:
-        return None
-
-
-def _changed(path: Path) -> float:
-    found = _stat(path)
-    return found.st_mtime if found else 0.0
+        return 0.0, 0
+    return found.st_mtime, found.st_size
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename outlive a power cut, where the system can."""
+    """Make a rename survive a power cut, where the system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -13,19 +13,17 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from salkit.checks import check_choice, check_images, check_integer, check_number
+from salkit.checks import check_choice, check_integer, check_number
 from salkit.curves import kept_counts
 from salkit.data.images import ImageSet
 from salkit.engine.executors import Engine, open_engine, raise_failures
 from salkit.engine.identity import canonical, digest
 from salkit.engine.store import Store
+from salkit.evaluation.arguments import check_methods, check_protocol, check_scene, check_targets, label_coords
 from salkit.evaluation.planning import PartMaker, Plan, plan_method
 from salkit.evaluation.results import PHASES, assemble, find_protocol
 from salkit.evaluation.tasks import Labels, Source, as_heatmaps
-from salkit.methods import SaliencyMethod, get_method, same_map_for_all_labels
-from salkit.methods.base import check_method
-from salkit.methods.masker import MaskerMethod
-from salkit.methods.pairs import check_classifier, check_indices, check_precision, image_ids
+from salkit.methods import SaliencyMethod
 from salkit.models.classifier import Classifier, resolve_device
 from salkit.saliency_metric import ALPHAS
 from salkit.scores import Protocol
@@ -61,7 +59,7 @@ def evaluate(
     one with another setting computes what depends on it (other thresholds nothing, another number of points no maps).
 
     Args:
-        classifier: its softmax scope should be the protocol's; its label list gives the labels.
+        classifier: its label list gives the labels.
         images: an `ImageSet`, or normalised images `(N, 3, H, W)`.
         methods: name -> method, or names of the registry with default settings.
         targets: `(N, k)` int64, k labels of each image (indices into the label list) instead of all of them; the paper's footnote 3
@@ -93,8 +91,8 @@ def evaluate(
 
     Raises:
         TypeError: wrong types.
-        ValueError: wrong values; nothing has been computed then. Without a store also whatever a method raises, or its maps of the wrong
-            shape or not finite.
+        ValueError: wrong values, or a classifier or method that does not follow the protocol; nothing has been computed then. Without a
+            store also whatever a method raises, or its maps of the wrong shape or not finite.
         ShardError: with a store: pairs that could not be computed, by name, after all others were computed and kept.
         StoreError: the store cannot be written, or holds a manifest that somebody changed.
 
@@ -104,6 +102,7 @@ def evaluate(
     """
     chosen, rules = check_methods(methods), find_protocol(protocol)
     inputs, ids, pool = check_scene(classifier, images, distractors)
+    check_protocol(classifier, chosen, rules)
     other = None if held_out is None else check_scene(classifier, held_out, pool, "held_out")
     kept, seed, baseline = kept_counts(inputs[0, 0].numel(), n_steps), check_integer("seed", seed), check_number("baseline", baseline)
     check_choice("deletion", deletion, ("prediction", "all", "none"))
@@ -112,36 +111,27 @@ def evaluate(
         raise ValueError(f"name: expected letters, digits, '_', '.' and '-' (it names a file), got {name!r}")
     if executor == "serial" and device is not None:
         resolve_device(device)
+    targets = check_targets(targets, classifier, inputs)
     curve = {"n_steps": len(kept) - 1, "baseline": baseline, "deletion": deletion, "blur_games": blur_games}
     with open_engine(store, executor, workers, show_progress) as engine:
-        targets = _check_targets(targets, classifier, inputs)
         sources = [Source(classifier, inputs, ids, pool, device, images_per_batch)]
         maker = PartMaker(name, sources[0], seed)
-        every = _probabilities(maker, sources, engine)
-        targets = torch.arange(every.shape[1]).expand(len(ids), -1) if targets is None else targets
-        best = every.gather(1, targets).argmax(1)
-        plans = [plan_method(maker, title, method, targets, best, every, keep_heatmaps, curve) for title, method in chosen.items()]
+        prob = _probabilities(maker, sources, engine)
+        targets = torch.arange(prob.shape[1]).expand(len(ids), -1) if targets is None else targets
+        best = prob.gather(1, targets).argmax(1)
+        plans = [plan_method(maker, title, method, targets, best, prob, keep_heatmaps, curve) for title, method in chosen.items()]
         if other is not None:
             sources.append(Source(classifier, *other, device, images_per_batch))
             _plan_held_out(PartMaker(f"{name}_held_out", sources[1], seed, 1), sources, plans, engine)
         run = {
             "coords": {"method": list(chosen), "image": list(ids), "kept": kept.tolist()}
-            | _label_coords(classifier, images, targets, every.shape[1]),
+            | label_coords(classifier, images, targets, prob.shape[1]),
             "protocol": asdict(rules),
             "attrs": {"n_steps": len(kept) - 1, "seed": seed, "baseline": baseline},
             "prob": maker.probabilities().experiment.key,
             "targets": targets.tolist(),
         }
-        failures = []
-        _keep_run(engine, name, run, plans)
-        for phase in PHASES:
-            if phase == "crops":
-                for plan in plans:
-                    plan.choose_alpha(maker, engine.store)
-                _keep_run(engine, name, run, plans)
-            parts = [part for plan in plans for part in plan.parts(phase)]
-            failures += engine.run(parts, sources, desc=phase)
-        raise_failures(failures, engine.store)
+        _compute(engine, name, run, plans, maker, sources)
         result = assemble(engine.store, run | {"methods": [plan.keys() for plan in plans]})
         if not keep_curves:
             result = result.drop_vars(["insertion_curve", "kept"])
@@ -150,6 +140,19 @@ def evaluate(
             if isinstance(images, ImageSet):
                 result["pixels"] = (("image", "y", "x", "channel"), images.pixels().numpy())
     return result
+
+
+def _compute(engine: Engine, name: str, run: Mapping[str, Any], plans: Sequence[Plan], maker: PartMaker, sources: Sequence[Source]) -> None:
+    """Compute what is missing: maps, then curves, then the crops that need a threshold from the held-out images."""
+    failures = []
+    _keep_run(engine, name, run, plans)
+    for phase in PHASES:
+        if phase == "crops":
+            for plan in plans:
+                plan.choose_alpha(maker, engine.store)
+            _keep_run(engine, name, run, plans)
+        failures += engine.run([part for plan in plans for part in plan.parts(phase)], sources, desc=phase)
+    raise_failures(failures, engine.store)
 
 
 def _plan_held_out(maker: PartMaker, sources: Sequence[Source], plans: Sequence[Plan], engine: Engine) -> None:
@@ -175,61 +178,9 @@ def _heatmaps(store: Store, plans: Sequence[Plan], size: Sequence[int]) -> np.nd
     for plan in plans:
         assert plan.maps is not None
         kept = torch.from_numpy(store.read(plan.maps.experiment.key)["map"])
-        heatmaps = as_heatmaps(plan.method, kept, size).unflatten(0, plan.labels.explained.shape)
+        heatmaps = as_heatmaps(plan.method, kept, size)
         every.append(heatmaps.expand(-1, plan.labels.targets.shape[1], -1, -1))
     return torch.stack(every).numpy()
-
-
-def _pixels(name: str, images: ImageSet | Tensor) -> Tensor:
-    """Images on the CPU; `name` is the argument's, for errors."""
-    if not isinstance(images, (ImageSet, Tensor)):
-        raise TypeError(f"{name}: expected an ImageSet or a tensor (N, 3, H, W), got {type(images).__name__}")
-    inputs = images.images if isinstance(images, ImageSet) else images.detach()
-    check_images(name, inputs)
-    return inputs.cpu()
-
-
-def check_scene(
-    classifier: Classifier, images: ImageSet | Tensor, distractors: ImageSet | Tensor | None, name: str = "images"
-) -> tuple[Tensor, tuple[str, ...], Tensor]:
-    """Images, their names (a hash of the pixels for those without) and the pool of distractors (None: the images), all on the CPU.
-
-    Raises:
-        TypeError: wrong types.
-        ValueError: wrong shapes, none at all, values that are not finite, or distractors of another size than the images.
-    """
-    check_classifier(classifier)
-    inputs = _pixels(name, images)
-    check_precision(name, inputs, classifier)
-    pool = inputs if distractors is None else _pixels("distractors", distractors)
-    if pool.shape[1:] != inputs.shape[1:]:
-        expected, got = tuple(inputs.shape[1:]), tuple(pool.shape)
-        raise ValueError(f"distractors: expected shape (P, *{expected}), the size of {name}, got {got}")
-    return inputs, images.ids if isinstance(images, ImageSet) else tuple(image_ids(inputs)), pool
-
-
-def check_methods(methods: Mapping[str, SaliencyMethod] | Sequence[str]) -> dict[str, SaliencyMethod]:
-    """Methods by name, those of masker networks with their checkpoints.
-
-    Raises:
-        TypeError: neither names nor methods.
-        ValueError: none at all, an unknown name, or a checkpoint that does not fit.
-        FileNotFoundError: a masker's checkpoint that is not there.
-    """
-    if isinstance(methods, str) or not isinstance(methods, (Mapping, Sequence)):
-        got = f"the string {methods!r}" if isinstance(methods, str) else type(methods).__name__
-        raise TypeError(f"methods: expected names or a mapping of name to method, got {got}")
-    if not methods:
-        raise ValueError("methods: expected at least one, got none")
-    chosen = dict(methods) if isinstance(methods, Mapping) else {name: get_method(name) for name in methods}
-    for name, method in chosen.items():
-        if not isinstance(name, str):
-            raise TypeError(f"methods: expected names of type str, got {name!r}")
-        check_method(f"methods[{name!r}]", method)
-        inner = method.method if isinstance(method, same_map_for_all_labels) else method
-        if isinstance(inner, MaskerMethod):
-            inner.network()
-    return chosen
 
 
 def explain(
@@ -261,7 +212,7 @@ def explain(
     engine.store.keep_experiments(name, keys)
     raise_failures(engine.run(list(parts.values()), [source], desc=name), engine.store)
     maps = {title: torch.from_numpy(engine.store.read(part.experiment.key)["map"]) for title, part in parts.items()}
-    return {title: as_heatmaps(method, maps[title], inputs.shape[-2:]) for title, method in methods.items()}
+    return {title: as_heatmaps(method, maps[title], inputs.shape[-2:])[:, 0] for title, method in methods.items()}
 
 
 def _probabilities(maker: PartMaker, sources: Sequence[Source], engine: Engine, keep: bool = False) -> Tensor:
@@ -286,29 +237,3 @@ def probabilities(classifier: Classifier, images: ImageSet | Tensor, engine: Eng
     inputs, ids, _ = check_scene(classifier, images, None)
     source = Source(classifier, inputs, ids, inputs[:0], device)
     return _probabilities(PartMaker("probabilities", source, 0), [source], engine, keep=True)
-
-
-def _check_targets(targets: Tensor | None, classifier: Classifier, inputs: Tensor) -> Tensor | None:
-    if targets is None:
-        return None
-    if not isinstance(targets, Tensor):
-        raise TypeError(f"targets: expected a torch.Tensor, got {type(targets).__name__}")
-    if targets.dtype != torch.int64 or targets.ndim != 2 or len(targets) != len(inputs) or not targets.shape[1]:
-        got = f"{targets.dtype} of shape {tuple(targets.shape)}"
-        raise ValueError(f"targets: expected int64 of shape ({len(inputs)}, k), got {got}")
-    device = next((p.device for p in classifier.parameters()), inputs.device)
-    check_indices("targets", targets, classifier.n_labels(inputs[:1].to(device)))
-    return targets.cpu()
-
-
-def _label_coords(classifier: Classifier, images: ImageSet | Tensor, targets: Tensor, n_labels: int) -> dict[str, object]:
-    """Names of the labels; where every image has labels of its own, their names a (image, label)."""
-    indices = list(range(n_labels) if classifier.labels is None else classifier.labels)
-    known = isinstance(images, ImageSet) and len(images.class_names) > max(indices)
-    names = np.array([images.class_names[i] if known and isinstance(images, ImageSet) else str(i) for i in indices])
-    if len(set(names)) < len(names):
-        names = np.array([f"{name} ({i})" for name, i in zip(names, indices, strict=True)])
-    if torch.equal(targets, torch.arange(n_labels).expand(len(targets), -1)):
-        return {"label": names.tolist()}
-    places = [f"label {i + 1}" for i in range(targets.shape[1])]
-    return {"label": places, "label_name": names[targets.numpy()].tolist()}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from salkit import curves, masking, models, saliency_metric, scores
-from salkit.engine.identity import Experiment, describe_classifier, describe_experiment, describe_images, digest
+from salkit.engine.identity import Experiment, describe, describe_experiment, digest
 from salkit.engine.shards import Part
 from salkit.engine.store import Store
-from salkit.evaluation import tasks
 from salkit.evaluation.tasks import Crops, Curves, Labels, Maps, Probabilities, Source, maps_are_kept
 from salkit.methods import SaliencyMethod, same_map_for_all_labels
 from salkit.methods.base import LearnedMap
@@ -32,13 +30,12 @@ class PartMaker:
 
     def __init__(self, name: str, source: Source, seed: int, index: int = 0) -> None:
         self.name, self.source, self.seed, self.index, self.n = name, source, seed, index, len(source.ids)
-        images = describe_images(source.ids, source.inputs)
-        self.subject = {"classifier": describe_classifier(source.classifier), "images": images}
+        self.subject = describe({"classifier": source.classifier, "images": {"ids": source.ids, "pixels": source.inputs}})
         self.pool = {"pool": digest(source.pool), "seed": seed}
 
     def probabilities(self) -> Part:
         """Of the label list on whole images."""
-        about = describe_experiment("probabilities", f"{self.name}: probabilities", self.n, [models], **self.subject)
+        about = describe_experiment("probabilities", f"{self.name}: probabilities", self.n, **self.subject)
         return Part(about, Probabilities(), self.index)
 
     def maps(self, title: str, method: SaliencyMethod, explained: Tensor) -> Part:
@@ -48,26 +45,24 @@ class PartMaker:
             method = method.resolved(self.source.classifier, self.source.place())
         settings = self.subject | self.pool | {"method": method, "explained": explained.tolist()}
         settings["precision"] = getattr(method, "precision", "float32")
-        rows = explained.numel()
-        about = describe_experiment("maps", f"{self.name}, {title}: maps", rows, [models, masking], **settings)
+        settings["kept_as"] = getattr(method, "kept_as", "values")
+        about = describe_experiment("maps", f"{self.name}, {title}: maps", self.n, **settings)
         return Part(about, Maps(method, explained, self.seed), self.index)
 
     def curves(self, title: str, method: SaliencyMethod, maps: Part | None, labels: Labels, **settings: Any) -> Part:
         """Curves of these maps; `settings` are the further fields of `Curves`."""
-        code = [models, masking, curves, scores, tasks]
-        about = self._describe("curves", title, code, method, maps, labels, settings)
+        about = self._describe("curves", title, method, maps, labels, settings)
         return Part(about, Curves(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
 
     def crops(self, title: str, method: SaliencyMethod, maps: Part | None, labels: Labels, **settings: Any) -> Part:
         """The saliency metric of these maps; `settings` are the further fields of `Crops`."""
-        about = self._describe("crops", title, [models, saliency_metric, tasks], method, maps, labels, settings)
+        about = self._describe("crops", title, method, maps, labels, settings)
         return Part(about, Crops(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
 
     def _describe(
         self,
         kind: str,
         title: str,
-        code: Sequence[object],
         method: SaliencyMethod,
         maps: Part | None,
         labels: Labels,
@@ -76,7 +71,7 @@ class PartMaker:
         """What is measured of maps, which go by their key or by what they are computed from."""
         source = {"method": method} | self.pool if maps is None else {"maps": maps.experiment.key, "seed": self.seed}
         about = {name: values.tolist() for name, values in zip(Labels._fields, labels, strict=True)} | self.subject | source | {**settings}
-        return describe_experiment(kind, f"{self.name}, {title}: {kind}", self.n, code, **about)
+        return describe_experiment(kind, f"{self.name}, {title}: {kind}", self.n, **about)
 
 
 @dataclass

@@ -16,11 +16,11 @@ from torch import Tensor
 from salkit import masking, saliency_metric
 from salkit.curves import check_heatmaps, insertion_curves_all_labels
 from salkit.engine.store import Arrays, Store
-from salkit.methods.base import LearnedMap, SaliencyMethod, method_cost
+from salkit.methods.base import LearnedMap, SaliencyMethod, heatmaps_one_by_one, method_cost
 from salkit.methods.pairs import label_names
 from salkit.models.classifier import Classifier, resolve_device
 from salkit.models.folding import keep_allocator_pages
-from salkit.models.passes import batch_size, pass_by_pass, pass_size, smaller_when_out_of_memory, workers
+from salkit.models.passes import pass_by_pass, pass_size
 from salkit.scores import label_correlation
 
 
@@ -99,23 +99,12 @@ class Probabilities(_PerImage):
     def __call__(self, source: Source, store: Store, start: int, stop: int) -> Arrays:
         """See `salkit.engine.shards.Task`."""
         classifier, _ = source.ready
-        return {"prob": _numpy(_probabilities(classifier, source.inputs[start:stop]))}
-
-
-@smaller_when_out_of_memory
-@torch.no_grad()
-def _probabilities(classifier: Classifier, inputs: Tensor) -> Tensor:
-    device = next((p.device for p in classifier.parameters()), inputs.device)
-    fast = classifier.fast(inputs.to(device))
-    prob = pass_by_pass(lambda x: fast(x.to(device)).exp(), inputs, batch_size(inputs, device=device.type), device)
-    if not torch.isfinite(prob).all():
-        raise ValueError("classifier: expected finite logits, got NaN or infinity")
-    return prob
+        return {"prob": _numpy(classifier.probabilities(source.inputs[start:stop]))}
 
 
 @dataclass(frozen=True, eq=False)
-class Maps:
-    """`map`: what a method learned `(N k, h, w)` float16, or heatmaps `(N k, H, W)` float32 of one that does not learn; rows are pairs.
+class Maps(_PerImage):
+    """`map`: what a method learned, `(N, k, h, w)`, or heatmaps `(N, k, H, W)` of one that does not learn; float32.
 
     Attributes:
         targets: `(N, k)` labels each image is explained for.
@@ -126,24 +115,33 @@ class Maps:
     seed: int
 
     def shard_size(self, source: Source) -> int:
-        """As many pairs as go through the net together; all labels of an image where they share the work."""
-        each = self.targets.shape[1]
-        composites = getattr(self.method, "composites_per_step", 1)
-        size = pass_size(source.inputs, composites, getattr(self.method, "internal_batch_size", None), source.place().type)
-        size *= workers(source.place())
-        return -(-size // each) * each if method_cost(self.method).per == "image" else size
-
-    def row_name(self, source: Source, row: int) -> str:
-        """Image and label."""
-        i, place = divmod(row, self.targets.shape[1])
-        (label,) = label_names(source.classifier, self.targets[i, place : place + 1])
-        return f"image {source.ids[i]}, label {label}"
+        """As many images as keep all cores (or a GPU) busy to the end."""
+        place, composites = source.place(), getattr(self.method, "composites_per_step", 1)
+        if place.type == "cpu":
+            return torch.get_num_threads()
+        together = pass_size(source.inputs, composites, getattr(self.method, "internal_batch_size", None), place)
+        return max(1, together // self.targets.shape[1])
 
     def __call__(self, source: Source, store: Store, start: int, stop: int) -> Arrays:
         """See `salkit.engine.shards.Task`."""
-        rows = torch.arange(start, stop)
-        images, target = rows // self.targets.shape[1], self.targets.flatten()[rows]
-        return {"map": _numpy(_explain(self.method, source, images, target, self.seed, kept=True))}
+        try:
+            return {"map": _numpy(_explain(self.method, source, self.targets, start, stop, self.seed, kept=True))}
+        except Exception as error:
+            if stop - start == 1:
+                error.add_note(self._failing(source, start))
+            raise
+
+    def _failing(self, source: Source, row: int) -> str:
+        """Which labels of an image fail by themselves, for the message; all of them where only the image as a whole does."""
+        names = label_names(source.classifier, self.targets[row])
+        failing = []
+        for place, name in enumerate(names):
+            try:
+                _explain(self.method, source, self.targets[:, place : place + 1], row, row + 1, self.seed, kept=True)
+            except Exception:
+                failing.append(name)
+        shown = ", ".join(map(str, failing or names))
+        return f"label{'s' if ',' in shown else ''} {shown}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,11 +186,12 @@ class Curves(_PerImage):
                 classifier, inputs, -heatmaps if every else -predicted, targets if every else asked, self.baseline
             )
         if self.blur_games:
-            blurred = masking.rise_blur(inputs)
+            blurred = pass_by_pass(lambda row: masking.rise_blur(inputs[row]), range(len(inputs)), 1, inputs.device)
             for game, sign in (("insertion", 1), ("deletion", -1)):
                 found[f"blur_{game}"] = self._curves(classifier, inputs, sign * predicted, asked, blurred)[:, 0]
         found["tie_share"] = masking.tie_share(heatmaps.flatten(0, 1)).view(len(inputs), -1)
-        found["label_correlation"] = label_correlation(heatmaps, self.seed)
+        alike = pass_by_pass(lambda row: label_correlation(heatmaps[row], self.seed), range(len(inputs)), 1, inputs.device)
+        found["label_correlation"] = alike
         return {name: _numpy(values) for name, values in found.items()}
 
     def _curves(self, classifier: Classifier, inputs: Tensor, heatmaps: Tensor, targets: Tensor, baseline: float | Tensor) -> Tensor:
@@ -269,33 +268,30 @@ def _heatmaps(
     method: SaliencyMethod, maps: str | None, explained: Tensor, source: Source, store: Store, start: int, stop: int, seed: int
 ) -> Tensor:
     """Heatmaps `(stop - start, k, H, W)` of images for the labels they are explained for, read or computed."""
-    each, size = explained.shape[1], source.inputs.shape[-2:]
     if maps is None:
-        images = torch.arange(start, stop).repeat_interleave(each)
-        heatmaps = _explain(method, source, images, explained[start:stop].flatten(), seed, kept=False)
-    else:
-        kept = torch.from_numpy(store.read(maps, start * each, stop * each)["map"]).to(source.place())
-        heatmaps = as_heatmaps(method, kept, size)
-    return heatmaps.unflatten(0, (stop - start, each))
+        return _explain(method, source, explained, start, stop, seed, kept=False)
+    kept = torch.from_numpy(store.read(maps, start, stop)["map"]).to(source.place())
+    return as_heatmaps(method, kept, source.inputs.shape[-2:])
 
 
 def as_heatmaps(method: SaliencyMethod, kept: Tensor, size: Sequence[int]) -> Tensor:
-    """Heatmaps `(N, H, W)` from what is kept of a method's maps."""
-    return method.heatmaps(kept.float(), size) if isinstance(method, LearnedMap) else kept
+    """Heatmaps `(N, k, H, W)` from what is kept of a method's maps, `(N, k, h, w)`."""
+    return heatmaps_one_by_one(method, kept.flatten(0, 1), size).unflatten(0, kept.shape[:2]) if isinstance(method, LearnedMap) else kept
 
 
-def _explain(method: SaliencyMethod, source: Source, images: Tensor, target: Tensor, seed: int, kept: bool) -> Tensor:
-    """What a method makes of some pairs: what is kept of it, or heatmaps."""
+def _explain(method: SaliencyMethod, source: Source, explained: Tensor, start: int, stop: int, seed: int, kept: bool) -> Tensor:
+    """A method's maps of some images for the labels `explained (N, k)`: what is kept of them, or heatmaps; `(stop - start, k, ...)`."""
     classifier, pool = source.ready
-    pairs, names = source.inputs[images].to(pool.device), [source.ids[i] for i in images.tolist()]
-    learns = kept and isinstance(method, LearnedMap)
+    k, learns = explained.shape[1], kept and isinstance(method, LearnedMap)
+    inputs = source.inputs[start:stop].to(pool.device).repeat_interleave(k, 0)
+    names = [name for name in source.ids[start:stop] for _ in range(k)]
     explain = method.learn if learns else method.attribute  # type: ignore[attr-defined]
-    found: Tensor = explain(classifier, pairs, target.to(pool.device), distractors=pool, seed=seed, ids=names)
+    found: Tensor = explain(classifier, inputs, explained[start:stop].flatten().to(pool.device), distractors=pool, seed=seed, ids=names)
     if not learns:
-        check_heatmaps(pairs, found)
+        check_heatmaps(inputs, found)
     elif not torch.isfinite(found).all():
         raise ValueError("method: expected finite maps, got NaN or infinity")
-    return found.detach().half() if learns else found.detach().float()
+    return found.detach().float().unflatten(0, (-1, k))
 
 
 def _numpy(values: Tensor) -> np.ndarray:

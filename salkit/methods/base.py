@@ -11,6 +11,7 @@ from torch import Tensor
 
 from salkit.methods.pairs import check_pairs
 from salkit.models.classifier import Classifier
+from salkit.models.passes import pass_by_pass
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class SaliencyMethod(Protocol):
 
 
 class LearnedMap:
-    """A method whose maps take long and are made from something small, which is then what is kept of them, in float16.
+    """A method whose maps take long and are made from something small, which is then what is kept of them.
 
     A subclass has `learn`, with the arguments of `attribute`, and `heatmaps`.
     """
@@ -100,7 +101,13 @@ class LearnedMap:
         ids: Sequence[str] | None = None,
     ) -> Tensor:
         """Heatmaps `(N, H, W)` in [0, 1]; see `SaliencyMethod.attribute`. Errors are those of `learn`."""
-        return self.heatmaps(self.learn(classifier, inputs, target, distractors=distractors, seed=seed, ids=ids), inputs.shape[-2:])
+        learned = self.learn(classifier, inputs, target, distractors=distractors, seed=seed, ids=ids)
+        return heatmaps_one_by_one(self, learned, inputs.shape[-2:])
+
+
+def heatmaps_one_by_one(method: LearnedMap, learned: Tensor, size: Sequence[int]) -> Tensor:
+    """`method.heatmaps` of every pair by itself, `(N, h, w)` -> `(N, H, W)`: enlarging rounds differently for other batches and threads."""
+    return pass_by_pass(lambda row: method.heatmaps(learned[row], size), range(len(learned)), 1, learned.device)
 
 
 @dataclass(frozen=True)
@@ -137,9 +144,8 @@ class same_map_for_all_labels:
     ) -> Tensor:
         """Heatmaps of the wrapped method for the predicted label, whatever the target; see `SaliencyMethod.attribute`."""
         check_pairs(classifier, inputs, target)
-        with torch.inference_mode():
-            prediction = torch.cat([classifier(x).argmax(1) for x in inputs.split(64)])
-        return self.method.attribute(classifier, inputs, prediction.clone(), distractors=distractors, seed=seed, ids=ids)
+        prediction = classifier.probabilities(inputs).argmax(1)
+        return self.method.attribute(classifier, inputs, prediction, distractors=distractors, seed=seed, ids=ids)
 
 
 def mask_side(inputs: Tensor, mask_size: int | None) -> int:

@@ -14,7 +14,7 @@ from salkit.checks import check_choice, check_integer, check_settings
 from salkit.methods.base import Cost
 from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
 from salkit.models.classifier import Classifier
-from salkit.models.passes import batch_size, pass_by_pass, smaller_when_out_of_memory
+from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
 
 Reduction = Literal["sum", "abs_sum"]
 Output = Literal["logit", "log_prob", "prob"]
@@ -74,16 +74,16 @@ class CaptumMethod:
         ids: Sequence[str] | None = None,
     ) -> Tensor:
         """Heatmaps `(N, H, W)`; see `SaliencyMethod.attribute`."""
-        del distractors, seed, ids
+        del distractors, seed
         check_pairs(classifier, inputs, target)
         outputs = label_outputs(classifier.fast(inputs), self.output)
 
-        def explain(pairs: Tensor) -> Tensor:
-            x = inputs[pairs].detach().requires_grad_()
-            channels = self.attribution(outputs).attribute(x, target=target[pairs], **self.settings).detach()
+        def explain(rows: Tensor) -> Tensor:
+            x = inputs[rows].detach().requires_grad_()
+            channels = self.attribution(outputs).attribute(x, target=target[rows], **self.settings).detach()
             return reduce_channels(channels, self.reduction)
 
-        return pass_by_pass(explain, torch.arange(len(inputs)), batch_size(inputs, self.internal_batch_size), inputs.device)
+        return pass_by_pass(explain, image_ids(inputs, ids), pass_size(inputs, 1, self.internal_batch_size), inputs.device)
 
 
 @dataclass(frozen=True)
@@ -136,19 +136,23 @@ class SmoothGrad:
         """Heatmaps `(N, H, W)`; see `SaliencyMethod.attribute`."""
         del distractors
         check_pairs(classifier, inputs, target)
-        names = zip(image_ids(inputs, ids), label_names(classifier, target), strict=True)
+        names = list(zip(image_ids(inputs, ids), label_names(classifier, target), strict=True))
         tunnel = NoiseTunnel(Saliency(label_outputs(classifier.fast(inputs))))
-        size = batch_size(inputs, self.internal_batch_size)
-        heatmaps = torch.empty_like(inputs[:, 0])
-        for i, name in enumerate(names):
-            image = inputs[i : i + 1].detach().clone().requires_grad_()
+        settings = {
+            "nt_samples": self.n_samples,
+            "nt_samples_batch_size": min(self.n_samples, pass_size(inputs, 1, self.internal_batch_size)),
+        }
+
+        def explain(row: Tensor) -> Tensor:
+            image = inputs[row].detach().clone().requires_grad_()
             spread = float(image.detach().max() - image.detach().min())
-            settings = {"nt_samples": self.n_samples, "nt_samples_batch_size": min(size, self.n_samples), "abs": False}
             with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
-                torch.manual_seed(int(pair_generator(seed, *name, "smooth_grad").integers(2**62)))
-                channels = tunnel.attribute(image, target=target[i : i + 1], stdevs=self.noise_level * spread, **settings)
-            heatmaps[i] = reduce_channels(channels.detach(), self.reduction)[0]
-        return heatmaps
+                torch.manual_seed(int(pair_generator(seed, *names[int(row)], "smooth_grad").integers(2**62)))
+                channels = tunnel.attribute(image, target=target[row], abs=False, stdevs=self.noise_level * spread, **settings)
+            return reduce_channels(channels.detach(), self.reduction)
+
+        # One after the other: Captum draws from PyTorch's only generator.
+        return pass_by_pass(explain, range(len(inputs)), 1, inputs.device, parallel=False)
 
 
 @dataclass(frozen=True)
@@ -195,19 +199,21 @@ class GradCAM:
         Raises:
             ValueError: no module of that name, or none with a spatial output.
         """
-        del distractors, seed, ids
+        del distractors, seed
         check_pairs(classifier, inputs, target)
         modules = dict(classifier.net.named_modules())
         layer = last_spatial_layer(classifier, inputs[:1]) if self.layer is None else self.layer
         if layer not in modules:
             raise ValueError(f"layer: expected the name of a module of {type(classifier.net).__name__}, got {layer!r}")
         cam = LayerGradCam(label_outputs(classifier), modules[layer])
-        heatmaps = torch.empty_like(inputs[:, 0])
-        for pairs in torch.arange(len(inputs)).split(batch_size(inputs, self.internal_batch_size)):
-            x = inputs[pairs].detach().requires_grad_()
-            coarse = cam.attribute(x, target=target[pairs], relu_attributions=True).detach()
-            heatmaps[pairs] = LayerAttribution.interpolate(coarse, tuple(inputs.shape[-2:]), "bilinear").squeeze(1)
-        return heatmaps
+
+        def explain(rows: Tensor) -> Tensor:
+            x = inputs[rows].detach().requires_grad_()
+            coarse = cam.attribute(x, target=target[rows], relu_attributions=True).detach()
+            return LayerAttribution.interpolate(coarse, tuple(inputs.shape[-2:]), "bilinear").squeeze(1)
+
+        size = pass_size(inputs, 1, self.internal_batch_size)
+        return pass_by_pass(explain, image_ids(inputs, ids), size, inputs.device, parallel=False)
 
 
 def last_spatial_layer(classifier: Classifier, inputs: Tensor) -> str:

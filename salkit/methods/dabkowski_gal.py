@@ -13,14 +13,13 @@ from torch.nn import functional as F
 
 from salkit import masking
 from salkit.checks import check_number
-from salkit.methods.base import Cost
-from salkit.methods.masker import Masker, MaskerMethod, Phase, bordered_variation, conv_block, resize, trainable
+from salkit.methods.masker import Masker, MaskerMethod, Phase, bordered_variation, conv_block, resize
 from salkit.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
 class DabkowskiGal(MaskerMethod):
-    """Real-time saliency with a masking network; a map a (image, class), one forward pass.
+    """Real-time saliency with a masking network: the map of a class in one forward pass.
 
     The coarsest features u are gated by `sigmoid(<u, E_a> - confidence)` with an embedding E of the classes, then decoded by U-Net
     blocks with skips to the finer features; the mask is `|h0| / (|h0| + |h1|)` of two output channels, upsampled bilinearly.
@@ -28,14 +27,14 @@ class DabkowskiGal(MaskerMethod):
 
     Args:
         masker: name or path of a checkpoint, or a `DabkowskiGalNet`.
-        confidence: 6 at inference in the released code (0 shows anything similar to the class, 6 only the most salient).
+        confidence: the larger, the less is shown; 6 at inference in the released code, 0 in training.
         internal_batch_size: pairs a forward pass.
 
     Cost: one forward pass of the classifier a pair; training at the source's size about 1.3 million images.
 
-    Decided where the source is silent or inconsistent: the encoder sees images normalised as the classifier wants them, in training and
-    at inference (the source scales them by 1 in training and by 2 at inference); the skips are normalised first, since the outputs of
-    linear bottlenecks (EfficientNet) are ten times larger than the gated features and would drown the class.
+    Choices where the source is silent or inconsistent: images are normalised as for the classifier, in training and at inference (the
+    source scales them by 1 in training and by 2 at inference). The skips are normalised: the outputs of EfficientNet's linear bottlenecks
+    are ten times larger than the gated features and would drown the class.
 
     Example:
         >>> DabkowskiGal().confidence
@@ -49,10 +48,6 @@ class DabkowskiGal(MaskerMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("confidence", self.confidence)
-
-    def cost(self) -> Cost:
-        """One forward pass a pair."""
-        return Cost(forward=1)
 
     def _masks(self, net: Masker, classifier: Classifier, inputs: Tensor, classes: Tensor) -> Tensor:
         assert isinstance(net, DabkowskiGalNet)
@@ -112,8 +107,8 @@ class DabkowskiGalNet(Masker):
     def phases(self) -> list[Phase]:
         """First the embedding alone, then the decoder; the source's sizes."""
         return [
-            Phase("embedding", trainable([self.embedding]), 128, 8_500, 4_000),
-            Phase("masks", trainable([self.blocks, self.head]), 64, 3_000, 1_000_000),
+            Phase("embedding", list(self.embedding.parameters()), 128, 8_500, 4_000),
+            Phase("masks", [*self.blocks.parameters(), *self.head.parameters()], 64, 3_000, 1_000_000),
         ]
 
     def loss(
@@ -176,11 +171,11 @@ class UpBlock(nn.Module):
 
 
 UNIT = 2.2
-"""The source's images run from -1 to 1; one such unit is about 2.2 in the space normalised by ImageNet's deviations, 1 / (2 * 0.226)."""
+"""The source's images are in [-1, 1]; one unit there is about 1 / (2 * 0.226) = 2.2 after normalisation by ImageNet's deviations."""
 
 
 def _alternative(inputs: Tensor, generator: torch.Generator) -> Tensor:
-    """What hides pixels in training: for each image a blur (half of the time), or noise of deviation 0.11 around a random colour."""
+    """Infill of hidden pixels in training: for each image a blur (half of the time), or noise of deviation 0.11 around a random colour."""
     n, side = len(inputs), inputs.shape[-1]
     # 55 taps and sigma 11 at 224 pixels; outside the image there is gray.
     blurred = masking.gaussian_blur(inputs, max(1, round(27 * side / 224)), side * 11 / 224, "constant")
@@ -195,7 +190,7 @@ def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def _margin(logits: Tensor, labels: Tensor, margin: float, sign: int) -> Tensor:
-    """`relu(sign * (z_o - z_y) + margin)`, o the best class other than y: sign 1 wants y on top, -1 wants it beaten."""
+    """`relu(sign * (z_o - z_y) + margin)`, o the best class other than y. Sign 1 asks for y above o, -1 for o above y."""
     at: Any = labels[:, None]
     best_other = logits.scatter(1, at, -torch.inf).amax(1)
     return F.relu(sign * (best_other - logits.gather(1, at).squeeze(1)) + margin)

@@ -16,8 +16,7 @@ from salkit.checks import check_choice, check_settings
 from salkit.methods.base import Cost, LearnedMap, mask_side
 from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
 from salkit.models.classifier import Classifier
-from salkit.models.folding import one_thread
-from salkit.models.passes import pass_size, same_size_passes, smaller_when_out_of_memory
+from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
 from salkit.progress import progress_bar
 
 Start = Literal["random", "circle"]
@@ -115,26 +114,22 @@ class FongVedaldi(LearnedMap):
         del distractors
         check_pairs(classifier, inputs, target)
         side = mask_side(inputs, self.mask_size)
-        draws = [
-            pair_generator(seed, i, a, "fong_vedaldi") for i, a in zip(image_ids(inputs, ids), label_names(classifier, target), strict=True)
-        ]
+        names, labels = image_ids(inputs, ids), label_names(classifier, target)
+        draws = [pair_generator(seed, i, a, "fong_vedaldi") for i, a in zip(names, labels, strict=True)]
         shifts = torch.from_numpy(np.array([g.integers(self.jitter, size=(self.n_steps, 2)) for g in draws])).to(inputs.device)
         starts = torch.from_numpy(np.array([g.random((1, side, side), dtype=np.float32) for g in draws])).to(inputs)
-        learned = inputs.new_empty(len(inputs), side, side)
         fast = classifier.fast(inputs)
-
-        def descend(full: Tensor) -> Tensor:
-            x, a = inputs[full], target[full]
-            blurred = masking.blur(x)
-            start = self._circle(fast, x, blurred, a, side) if self.start == "circle" else starts[full]
-            return self._descend(fast, x, blurred, a, start, shifts[full])
-
-        size = pass_size(inputs, 1, self.internal_batch_size)
         with progress_bar(None, self.show_progress, total=len(inputs), unit="pair", desc="Fong and Vedaldi") as bar:
-            for pairs, masks in same_size_passes(descend, len(inputs), size, inputs.device):
-                learned[pairs] = 1 - masks.squeeze(1)
-                bar.update(len(pairs))
-        return learned
+
+            def descend(rows: Tensor) -> Tensor:
+                x, a = inputs[rows], target[rows]
+                blurred = masking.blur(x)
+                start = self._circle(fast, x, blurred, a, side) if self.start == "circle" else starts[rows]
+                masks = self._descend(fast, x, blurred, a, start, shifts[rows])
+                bar.update(len(rows))
+                return 1 - masks.squeeze(1)
+
+            return pass_by_pass(descend, names, pass_size(inputs, 1, self.internal_batch_size), inputs.device)
 
     def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:
         """Enlarged and blurred as the mask was, `(N, H, W)` in [0, 1]."""
@@ -143,9 +138,8 @@ class FongVedaldi(LearnedMap):
     def _descend(self, classifier: Classifier, x: Tensor, blurred: Tensor, target: Tensor, masks: Tensor, shifts: Tensor) -> Tensor:
         masks = masks.clone()
         adam = torch.optim.Adam([masks], lr=self.lr)
-        larger = [side + self.jitter - 1 for side in x.shape[-2:]]
-        with one_thread():
-            images = F.interpolate(torch.cat([x, blurred]), larger, mode="bilinear", align_corners=False) if self.jitter > 1 else None
+        larger = [side + self.jitter for side in x.shape[-2:]]
+        images = F.interpolate(torch.cat([x, blurred]), larger, mode="bilinear", align_corners=False) if self.jitter > 1 else None
         for step in shifts.unbind(1):
             shown, hidden = (x, blurred) if images is None else _crop(images, step.repeat(2, 1), x.shape[-2:]).chunk(2)
             masks.grad = self.slope(classifier, shown, hidden, target, masks)
@@ -193,7 +187,8 @@ class FongVedaldi(LearnedMap):
             return classifier(images).gather(1, target[:, None]).exp().squeeze(1)
 
         whole, masked = prob(x), torch.stack([prob(masking.composite(x, disc, blurred)) for disc in discs])
-        hides = masked - masked[-1] < 0.01 * (whole - masked[-1])
+        # As released: where the largest disc raises the class, both differences are negative and the test still holds.
+        hides = (masked - masked[-1]) / (whole - masked[-1]) < 0.01
         hides[-1] = True
         smallest = discs[hides.float().argmax(0)]
         return F.adaptive_avg_pool2d(smallest, side)

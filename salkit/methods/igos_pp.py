@@ -16,7 +16,7 @@ from salkit.checks import check_choice, check_settings
 from salkit.methods.base import Cost, LearnedMap, mask_side
 from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
 from salkit.models.classifier import Classifier
-from salkit.models.passes import batch_size, even_size, in_parallel, same_size_chunks, smaller_when_out_of_memory
+from salkit.models.passes import cut, in_parallel, pass_size, smaller_when_out_of_memory
 from salkit.progress import progress_bar
 
 Gradient = Literal["released", "consistent"]
@@ -47,8 +47,8 @@ class IGOSpp(LearnedMap):
         sigma: of the bilateral weights.
         gradient: `"released"` halves the score terms in the gradient but not in the loss that the line search looks at; `"consistent"`
             does not.
-        internal_batch_size: composites a forward pass (short passes are filled up to it); None chooses by image size.
-        show_progress: a bar over the steps.
+        internal_batch_size: composites a forward pass; None chooses by image size.
+        show_progress: a bar over the pairs.
 
     Cost: a step takes `4 n_path` forward-backward passes, as many forward passes for the loss and for each of 1 to 13 trials.
 
@@ -112,112 +112,97 @@ class IGOSpp(LearnedMap):
         del distractors
         check_pairs(classifier, inputs, target)
         side = mask_side(inputs, self.mask_size)
-        names = zip(image_ids(inputs, ids), label_names(classifier, target), strict=True)
-        noise = [pair_generator(seed, i, a, "igos_pp") for i, a in names]
-        pairs = _Pairs(classifier.fast(inputs), inputs, box_blur(inputs), target, noise)
-        masks = inputs.new_ones(len(inputs), 2, side, side)
-        for _ in progress_bar(range(self.n_steps), self.show_progress, desc="iGOS++"):
-            direction = self._direction(pairs, masks)
-            masks = self._line_search(pairs, masks, direction)
-        return 1 - masks.prod(1)
+        names = list(zip(image_ids(inputs, ids), label_names(classifier, target), strict=True))
+        fast = classifier.fast(inputs)
+        with progress_bar(None, self.show_progress, total=len(inputs), unit="pair", desc="iGOS++") as bar:
+
+            def descend(row: Tensor) -> Tensor:
+                noise = pair_generator(seed, *names[int(row)], "igos_pp")
+                pair = _Pair(fast, inputs[row], box_blur(inputs[row]), int(target[row]), noise)
+                masks = inputs.new_ones(1, 2, side, side)
+                for _ in range(self.n_steps):
+                    masks = self._line_search(pair, masks, self._direction(pair, masks))
+                bar.update()
+                return 1 - masks.prod(1)
+
+            # The line search asks for another number of passes for every pair, so each pair is descended by itself.
+            return torch.cat(list(in_parallel(descend, torch.arange(len(inputs)).split(1), inputs.device)))
 
     def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:
         """Upsampled, `(N, H, W)` in [0, 1]."""
         return _upsample(learned[:, None], size).squeeze(1)
 
-    def _direction(self, pairs: _Pairs, masks: Tensor) -> Tensor:
-        """The gradient that is stepped along, `(N, 2, s, s)`."""
+    def _direction(self, pair: _Pair, masks: Tensor) -> Tensor:
+        """The gradient that is stepped along, `(1, 2, s, s)`."""
         masks = masks.detach().requires_grad_()
-        paths = _path_masks(masks, pairs.inputs)
-        slope = self._scores(pairs, paths.detach(), slope=True)
-        regular = self._regulariser(pairs, masks).sum()
+        paths = _path_masks(masks, pair.image)
+        slope = self._scores(pair, paths.detach(), slope=True)
+        regular = self._regulariser(pair, masks)
         weight = 0.5 if self.gradient == "released" else 1.0
         (direction,) = torch.autograd.grad([paths, regular], [masks], [weight * slope, torch.ones_like(regular)])
         return direction
 
     @torch.no_grad()
-    def _line_search(self, pairs: _Pairs, masks: Tensor, direction: Tensor) -> Tensor:
-        """Each pair's step with a size of its own; pairs that have found theirs are not evaluated again."""
-        before = self._loss(pairs, masks)
-        squared = direction.square().sum((1, 2, 3))
-        alpha = torch.full_like(before, self.alpha)
-        searching = torch.arange(len(masks), device=masks.device)
-        while len(searching):
-            tried = (masks[searching] - alpha[searching, None, None, None] * direction[searching]).clamp(0, 1)
-            enough = before[searching] - 1e-4 * alpha[searching] * squared[searching]
-            searching = searching[self._loss(pairs.subset(searching), tried) > enough]
-            alpha[searching] *= self.shrink
-            searching = searching[alpha[searching] >= self.least_alpha]
-        return (masks - alpha[:, None, None, None] * direction).clamp(0, 1)
+    def _line_search(self, pair: _Pair, masks: Tensor, direction: Tensor) -> Tensor:
+        """A step of the first size that lowers the loss enough, or of one below `least_alpha`."""
+        before, squared, alpha = self._loss(pair, masks), direction.square().sum(), self.alpha
+        while alpha >= self.least_alpha:
+            tried = (masks - alpha * direction).clamp(0, 1)
+            if self._loss(pair, tried) <= before - 1e-4 * alpha * squared:
+                break
+            alpha *= self.shrink
+        return (masks - alpha * direction).clamp(0, 1)
 
-    def _loss(self, pairs: _Pairs, masks: Tensor) -> Tensor:
-        """L of every pair, `(N,)`."""
-        return self._scores(pairs, _path_masks(masks, pairs.inputs)) + self._regulariser(pairs, masks)
+    def _loss(self, pair: _Pair, masks: Tensor) -> Tensor:
+        """L, a scalar."""
+        return self._scores(pair, _path_masks(masks, pair.image)) + self._regulariser(pair, masks)
 
-    def _scores(self, pairs: _Pairs, paths: Tensor, slope: bool = False) -> Tensor:
-        """The four path scores added up with their signs, `(N,)`; with `slope` their derivative by the path masks, `(N, 4, H, W)`.
-
-        All pairs' composites go through the net in passes of one size, so that rounding does not depend on the batch.
-        """
-        n, points = len(paths), 4 * self.n_path
-        draws = [g.standard_normal((points, *pairs.inputs.shape[1:]), dtype=np.float32) for g in pairs.noise] if self.noise else []
-        noise = torch.from_numpy(np.array(draws)).to(paths).mul_(self.noise).flatten(0, 1) if draws else None
+    def _scores(self, pair: _Pair, paths: Tensor, slope: bool = False) -> Tensor:
+        """The four path scores added up with their signs, a scalar; with `slope` their derivative by the path masks, `(1, 4, H, W)`."""
+        points = 4 * self.n_path
+        noise = pair.noise.standard_normal((points, *pair.image.shape[1:]), dtype=np.float32) if self.noise else None
         share = torch.arange(1, self.n_path + 1, device=paths.device, dtype=paths.dtype) / self.n_path
-        size = batch_size(pairs.inputs, self.internal_batch_size)
-        total, slopes = paths.new_zeros(n), torch.zeros_like(paths)
-
-        def score(at: Tensor) -> tuple[Tensor, Tensor]:
-            pair, term, k = at // points, at % points // self.n_path, at % self.n_path
-            shown, hidden = pairs.ends(pair, term)
-            composites = masking.composite(shown, share[k, None, None, None] * paths[pair, term].unsqueeze(1), hidden)
-            composites = composites if noise is None else composites + noise[at]
+        total, slopes = paths.new_zeros(()), torch.zeros_like(paths[0])
+        for each in cut(torch.arange(points), pass_size(pair.image, 1, self.internal_batch_size)):
+            n, term, k = len(each.rows), (each.filled // self.n_path).to(paths.device), (each.filled % self.n_path).to(paths.device)
+            shown, hidden = pair.ends(term)
+            composites = masking.composite(shown, share[k, None, None, None] * paths[0, term].unsqueeze(1), hidden)
+            if noise is not None:
+                composites = composites + self.noise * torch.from_numpy(noise[each.filled.numpy()]).to(paths)
             sign = torch.where(term % 2 == 0, 1.0, -1.0) / self.n_path
             with torch.set_grad_enabled(slope):
                 composites.requires_grad_(slope)
-                scores = pairs.classifier(composites).gather(1, pairs.target[pair, None]).squeeze(1).exp() * sign
-            if not slope:
-                return scores, scores
-            (by_image,) = torch.autograd.grad(scores.sum(), [composites])
-            return scores.detach(), (by_image * (shown - hidden)).sum(1) * share[k, None, None]
-
-        chunks, filled = zip(*same_size_chunks(n * points, even_size(n * points, size, paths.device)), strict=True)
-        for chunk, (scores, by_mask) in zip(chunks, in_parallel(score, filled, paths.device), strict=True):
-            chunk = chunk.to(paths.device)
-            pair, term = chunk // points, chunk % points // self.n_path
-            total.index_add_(0, pair, scores[: len(chunk)])
+                scores = pair.classifier(composites)[:, pair.target].exp() * sign
             if slope:
-                slopes.flatten(0, 1).index_add_(0, pair * 4 + term, by_mask[: len(chunk)])
-        return slopes if slope else total
+                (by_image,) = torch.autograd.grad(scores.sum(), [composites])
+                slopes.index_add_(0, term[:n], ((by_image * (shown - hidden)).sum(1) * share[k, None, None])[:n])
+            total += scores.detach()[:n].sum()
+        return slopes[None] if slope else total
 
-    def _regulariser(self, pairs: _Pairs, masks: Tensor) -> Tensor:
-        """Area and bilateral total variation of the product of the masks, `(N,)`."""
-        product = masks.prod(1, keepdim=True)
-        low = product.diff(dim=-2).square().mean((1, 2, 3)) + product.diff(dim=-1).square().mean((1, 2, 3))
-        x, full = pairs.inputs, _upsample(product, pairs.inputs.shape[-2:])
+    def _regulariser(self, pair: _Pair, masks: Tensor) -> Tensor:
+        """Area and bilateral total variation of the product of the masks, a scalar."""
+        product, x = masks.prod(1, keepdim=True), pair.image
+        low = product.diff(dim=-2).square().mean() + product.diff(dim=-1).square().mean()
+        full = _upsample(product, x.shape[-2:])
         down = torch.exp(-x.diff(dim=-2).mean(1, keepdim=True).square() / self.sigma)
         right = torch.exp(-x.diff(dim=-1).square() / self.sigma).mean(1, keepdim=True)
-        weighted = (down * full.diff(dim=-2).square()).mean((1, 2, 3)) + (right * full.diff(dim=-1).square()).mean((1, 2, 3))
-        return self.l1 * (1 - product).abs().mean((1, 2, 3)) + self.tv * (low + weighted) / 2
+        weighted = (down * full.diff(dim=-2).square()).mean() + (right * full.diff(dim=-1).square()).mean()
+        return self.l1 * (1 - product).abs().mean() + self.tv * (low + weighted) / 2
 
 
-class _Pairs(NamedTuple):
-    """What stays the same over the steps of a batch: images, blurred images and a stream of noise for each pair."""
+class _Pair(NamedTuple):
+    """What stays the same over the steps of a pair: image and blurred image `(1, 3, H, W)`, label, and its stream of noise."""
 
     classifier: Classifier
-    inputs: Tensor
+    image: Tensor
     blurred: Tensor
-    target: Tensor
-    noise: list[np.random.Generator]
+    target: int
+    noise: np.random.Generator
 
-    def subset(self, index: Tensor) -> _Pairs:
-        streams = [self.noise[i] for i in index.tolist()]
-        return _Pairs(self.classifier, self.inputs[index], self.blurred[index], self.target[index], streams)
-
-    def ends(self, pair: Tensor, term: Tensor) -> tuple[Tensor, Tensor]:
+    def ends(self, term: Tensor) -> tuple[Tensor, Tensor]:
         """Image under the mask and image around it for each of the terms (x, b), (b, x), (x, b), (b, x)."""
-        x, b = self.inputs[pair], self.blurred[pair]
         deletion = (term % 2 == 0)[:, None, None, None]
-        return torch.where(deletion, x, b), torch.where(deletion, b, x)
+        return torch.where(deletion, self.image, self.blurred), torch.where(deletion, self.blurred, self.image)
 
 
 def box_blur(inputs: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from salkit.checks import check_choice, check_settings
 from salkit.methods.base import Cost, LearnedMap
 from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
 from salkit.models.classifier import Classifier, PrecisionChoice, resolve_precision
-from salkit.models.passes import pass_size, same_size_passes, smaller_when_out_of_memory
+from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
 from salkit.progress import progress_bar
 
 Loss = Literal["nll", "released"]
@@ -42,10 +42,10 @@ class LearnedMask(LearnedMap):
     """Masks by optimisation, Equation 4: minimise over M  `E[loss(f, x~, a)] + tv * TV(M^s) + l1 * ||M^s||_1`.
 
     M is the sigmoid of logits `(H/s, W/s)` that start at 0, upsampled bilinearly by s; `x~ = M^s x + (1 - M^s) infill`; Adam.
-    The regularisers are sums over the full-resolution mask. Pairs do not interact: losses are summed over them and Adam works
-    elementwise, and a `Classifier` rounds an image alike in all passes: on one CPU a pair's mask does not depend on its batch, the threads
-    or the workers, to the last bit. Another processor rounds differently; Adam amplifies that
-    on nets with kinks, until the masks differ visibly while their scores stay close.
+    The regularisers are sums over the full-resolution mask. Pairs do not interact: losses are summed over them and Adam works elementwise.
+    On a CPU an image's pairs go through the net by themselves, in passes of one size, so that their masks do not depend on other images,
+    on threads or on workers. Another processor rounds differently. Adam amplifies that on nets with kinks, until the masks differ visibly
+    while their scores stay close.
 
     Args:
         scale: s, the factor a mask is upsampled by.
@@ -61,7 +61,7 @@ class LearnedMask(LearnedMap):
         n_distractors: images drawn for every step; with gray and blur one composite does.
         precision: of the passes; logits, losses and Adam are float32. `"auto"` is bfloat16 where that is faster
             (`resolve_precision`).
-        internal_batch_size: composites a forward pass at most (short passes are filled up to it); None chooses by image size.
+        internal_batch_size: composites a forward pass at most; None chooses by image size.
         show_progress: a bar over the batches of pairs.
 
     Cost: `n_steps * n_distractors` forward-backward passes a pair (`n_steps` with gray or blur).
@@ -86,6 +86,8 @@ class LearnedMask(LearnedMap):
     precision: PrecisionChoice = "float32"
     internal_batch_size: int | None = None
     show_progress: bool = False
+
+    kept_as = "logits"  # what `learn` returns and a store keeps
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, sorted(SCHEDULES))
@@ -122,7 +124,7 @@ class LearnedMask(LearnedMap):
         seed: int = 0,
         ids: Sequence[str] | None = None,
     ) -> Tensor:
-        """The masks' logits `(N, H/s, W/s)`; see `LearnedMap`. Rounded to float16 they resolve masks near 0 and 1 best.
+        """The masks' logits `(N, H/s, W/s)`; see `LearnedMap`.
 
         Distractors are drawn with replacement for every step, or (`"fast"`) each of the pool in a random order before any comes again; an
         image that equals the explained one is left out of its draws.
@@ -134,19 +136,16 @@ class LearnedMask(LearnedMap):
         if distractors is not None and distractors.ndim == 4:
             distractors = distractors.to(memory_format=torch.channels_last)  # here, or every pass would copy the pool
         names = image_ids(inputs, ids)
-        learned = inputs.new_empty(len(inputs), inputs.shape[-2] // self.scale, inputs.shape[-1] // self.scale)
-
-        def learn(some: Tensor) -> Tensor:
-            *_, logits = self.trajectory(classifier, inputs[some], target[some], distractors, seed, [names[i] for i in some])
-            return logits
-
         precision = resolve_precision(self.precision, classifier, inputs.device)
         size = pass_size(inputs[:1].to(getattr(torch, precision)), self.composites_per_step, self.internal_batch_size)
         with progress_bar(None, self.show_progress, total=len(inputs), unit="pair", desc="learning masks") as bar:
-            for pairs, logits in same_size_passes(learn, len(inputs), size, inputs.device):
-                learned[pairs] = logits
-                bar.update(len(pairs))
-        return learned
+
+            def learn(rows: Tensor) -> Tensor:
+                *_, logits = self.trajectory(classifier, inputs[rows], target[rows], distractors, seed, [names[i] for i in rows])
+                bar.update(len(rows))
+                return logits
+
+            return pass_by_pass(learn, names, size, inputs.device)
 
     def trajectory(
         self,

@@ -18,9 +18,9 @@ from zennit.layer import Sum
 
 from salkit.checks import check_choice, check_settings
 from salkit.methods.base import Cost
-from salkit.methods.pairs import check_pairs, label_names
+from salkit.methods.pairs import check_pairs, image_ids, label_names
 from salkit.models.classifier import Classifier
-from salkit.models.passes import batch_size, smaller_when_out_of_memory
+from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
 
 Rules = Literal["epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box"]
 
@@ -71,20 +71,20 @@ class LRP:
         ids: Sequence[str] | None = None,
     ) -> Tensor:
         """Heatmaps `(N, H, W)`, signed; see `SaliencyMethod.attribute`."""
-        del distractors, seed, ids
+        del distractors, seed
         check_pairs(classifier, inputs, target)
-        classes = torch.tensor(label_names(classifier, target), device=inputs.device)
-        net = canonical(classifier.net)
-        heatmaps = torch.empty_like(inputs[:, 0])
+        net, classes = canonical(classifier.net), torch.tensor(label_names(classifier, target), device=inputs.device)
         with Gradient(net, composite=self._composite(inputs)) as attributor:
-            for pairs in torch.arange(len(inputs)).split(batch_size(inputs, self.internal_batch_size)):
 
-                def start(logits: Tensor, chosen: Tensor = classes[pairs]) -> Tensor:
-                    return nn.functional.one_hot(chosen, logits.shape[1]).to(logits)
+            def explain(rows: Tensor) -> Tensor:
+                def start(logits: Tensor) -> Tensor:
+                    return nn.functional.one_hot(classes[rows], logits.shape[1]).to(logits)
 
-                _, relevance = attributor(inputs[pairs].detach().clone(), start)
-                heatmaps[pairs] = relevance.sum(1)
-        return heatmaps
+                _, relevance = attributor(inputs[rows].detach().clone(), start)
+                return relevance.sum(1)
+
+            size = pass_size(inputs, 1, self.internal_batch_size)
+            return pass_by_pass(explain, image_ids(inputs, ids), size, inputs.device, parallel=False)
 
     def _composite(self, inputs: Tensor) -> Composite:
         if self.rules == "epsilon_plus_flat":

@@ -1,32 +1,29 @@
-"""What the two masker networks share: reading the classifier's features, checkpoints, and the `attribute` around one forward pass."""
+"""What the two masker networks share: reading the classifier's features, checkpoints, and `attribute` with one forward pass a map."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salkit.checks import check_settings
 from salkit.data.files import data_dir
 from salkit.methods.base import Cost
-from salkit.methods.pairs import check_pairs, label_names
-from salkit.models.checkpoints import load_checkpoint, open_checkpoint
+from salkit.methods.pairs import check_pairs, image_ids, label_names
+from salkit.models.checkpoints import load_checkpoint, open_checkpoint, save_checkpoint
 from salkit.models.classifier import Classifier
-from salkit.models.folding import round_alike
-from salkit.models.passes import batch_size, smaller_when_out_of_memory
+from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
 
 
 class Phase(NamedTuple):
-    """A stretch of training: which parameters move, in batches of what size, for how many steps, after how many the rate is a tenth."""
+    """A phase of training: its parameters, batch size and number of steps; after `decay_every` steps the rate is divided by ten."""
 
     name: str
     parameters: list[nn.Parameter]
@@ -40,7 +37,7 @@ class Masker(nn.Module):
 
     Attributes:
         kind: name of the architecture in checkpoints.
-        settings: what the constructor was called with, JSON-able; a checkpoint keeps it.
+        settings: arguments of the constructor, JSON-able; saved in checkpoints.
     """
 
     kind: ClassVar[str]
@@ -62,7 +59,7 @@ class Masker(nn.Module):
         """The classifier's logits and its features at the taps.
 
         Raises:
-            ValueError: a classifier without these taps, or with other numbers of channels there.
+            ValueError: the classifier lacks these taps, or has other numbers of channels there.
         """
         logits, features = classifier.features(inputs, self.taps)
         channels = [f.shape[1] for f in features]
@@ -71,10 +68,10 @@ class Masker(nn.Module):
         return logits, features
 
     def row(self, classes: Sequence[int], device: torch.device) -> Tensor:
-        """Where class indices of the classifier stand among the masker's classes.
+        """Places of the classifier's class indices among the classes of the masker.
 
         Raises:
-            ValueError: a class the masker was not trained for.
+            ValueError: the masker was not trained for one of the classes.
         """
         known = self.settings["classes"]
         table = {a: i for i, a in enumerate(range(known) if isinstance(known, int) else known)}
@@ -83,7 +80,7 @@ class Masker(nn.Module):
         return torch.tensor([table[a] for a in classes], device=device)
 
     def phases(self) -> list[Phase]:
-        """How the source trains it."""
+        """The phases of training at the source's size."""
         raise TypeError(f"{type(self).__name__} defines no training")
 
     def loss(
@@ -95,9 +92,9 @@ class Masker(nn.Module):
         generator: torch.Generator,
         area: float = 1.0,
     ) -> Tensor:
-        """The training loss of a batch: `inputs (N, 3, H, W)`, class indices `labels (N,)`, random draws on the CPU.
+        """The training loss of a batch: `inputs (N, 3, H, W)`, class indices `labels (N,)`, a generator on the CPU for random draws.
 
-        `area` is the share of the source's penalty on the mask's area that is in force.
+        `area` in [0, 1] scales the source's penalty on the mask's area.
         """
         raise TypeError(f"{type(self).__name__} defines no training")
 
@@ -114,7 +111,7 @@ class MaskerMethod:
         masker: name of a shipped checkpoint, path of one, or a `Masker`.
         internal_batch_size: pairs a forward pass.
 
-    `attribute` raises FileNotFoundError where there is no such checkpoint, and ValueError for one of another architecture or for another
+    `attribute` raises FileNotFoundError if the checkpoint does not exist, and ValueError if it is of another architecture or for another
     classifier.
     """
 
@@ -126,6 +123,11 @@ class MaskerMethod:
         check_settings(self, counts=("internal_batch_size",))
         if not isinstance(self.masker, (str, Path, Masker)):
             raise TypeError(f"masker: expected a name, a path or a Masker, got {self.masker!r}")
+
+    def describe_as(self) -> dict[str, object]:
+        """Its settings; a checkpoint by its file, so that what the file holds counts and not what it is called."""
+        masker = self.masker if isinstance(self.masker, Masker) else masker_path(self.masker)
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"masker": masker}
 
     def cost(self) -> Cost:
         """One forward pass a map."""
@@ -156,13 +158,16 @@ class MaskerMethod:
         ids: Sequence[str] | None = None,
     ) -> Tensor:
         """Heatmaps `(N, H, W)` in (0, 1); see `SaliencyMethod.attribute`."""
-        del distractors, seed, ids
+        del distractors, seed
         check_pairs(classifier, inputs, target)
         net = self.network().to(inputs.device)
         classes = torch.tensor(label_names(classifier, target), device=inputs.device)
-        size = batch_size(inputs, self.internal_batch_size)
-        chunks = zip(inputs.split(size), classes.split(size), strict=True)
-        return torch.cat([self._masks(net, classifier, x, a).squeeze(1) for x, a in chunks])
+
+        def explain(rows: Tensor) -> Tensor:
+            return self._masks(net, classifier, inputs[rows], classes[rows]).squeeze(1)
+
+        size = pass_size(inputs, 1, self.internal_batch_size)
+        return pass_by_pass(explain, image_ids(inputs, ids), size, inputs.device, parallel=False)
 
     def _masks(self, net: Masker, classifier: Classifier, inputs: Tensor, classes: Tensor) -> Tensor:
         return net.masks(classifier, inputs, classes)
@@ -194,25 +199,23 @@ def resize(masks: Tensor, like: Tensor, mode: Literal["bilinear", "nearest"] = "
 
 
 def masker_path(name: str | Path) -> Path:
-    """Where the kit keeps the masker checkpoint of that name; a path is taken as it is."""
+    """Path of the kit's masker checkpoint of that name; a path is returned as it is."""
     path = Path(name)
     return path if path.suffix else data_dir() / "checkpoints" / f"{name}.safetensors"
 
 
 def save_masker(masker: Masker, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
-    """Write a masker as safetensors (float16), with its architecture and `metadata` (JSON-able) in the header, whole or not at all."""
-    state = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in masker.state_dict().items()}
+    """Write a masker as safetensors (float16), with its architecture and `metadata` (JSON-able) in the header."""
     header = {"kind": masker.kind, "settings": masker.settings} | (metadata or {})
-    save_file(state, f"{path}.part", {k: json.dumps(v) for k, v in header.items()})
-    os.replace(f"{path}.part", path)
+    save_checkpoint(masker, path, torch.float16, {k: json.dumps(v) for k, v in header.items()})
 
 
 def masker_metadata(name: str | Path) -> dict[str, Any]:
-    """The header of a masker's checkpoint: `kind`, `settings`, and what its training left (`classifier`, `log`, `images`, ...).
+    """The header of a masker's checkpoint: `kind`, `settings`, and metadata of its training (`classifier`, `log`, ...).
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: not a masker's checkpoint: a pickle (which is not read, only told), a damaged file, another net's.
+        ValueError: not a masker's checkpoint: a pickle (pickles are never opened), a damaged file, or another net's.
     """
     path = masker_path(name)
     if not path.is_file():
@@ -229,7 +232,7 @@ def masker_metadata(name: str | Path) -> dict[str, Any]:
 
 
 def load_masker(name: str | Path) -> Masker:
-    """A masker by the name of a shipped checkpoint or by path; read anew when the file has changed.
+    """A masker by the name of a shipped checkpoint or by path; read again after the file has changed.
 
     Raises:
         FileNotFoundError: no such checkpoint.
@@ -255,10 +258,4 @@ def _load(path: Path, changed: int) -> Masker:
     except TypeError as error:
         raise ValueError(f"masker: expected the settings of {header['kind']!r} in {path}, got {header['settings']}") from error
     load_checkpoint(masker, path)
-    round_alike(masker)
     return masker.eval().requires_grad_(False)
-
-
-def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """The parameters of several modules."""
-    return [p for module in modules for p in module.parameters()]

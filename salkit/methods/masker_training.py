@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -21,8 +19,8 @@ from salkit.data.images import ImageSet
 from salkit.methods.dabkowski_gal import DabkowskiGalNet
 from salkit.methods.masker import Masker
 from salkit.methods.phang import PhangNet
-from salkit.models.checkpoints import load_state, load_training_state
 from salkit.models.classifier import Classifier
+from salkit.models.training import ResumableTraining
 from salkit.models.zoo import FEATURE_TAPS
 from salkit.progress import progress_bar
 
@@ -36,15 +34,16 @@ class MaskerRecipe:
         class_conditional: Phang's optional mode.
         widths: of Dabkowski and Gal's decoder, fine to coarse.
         classes: class indices with an embedding; None for all classes of the net.
-        embedding: where Dabkowski and Gal's class embedding starts: `"normal"`, or the `"classifier"`'s own last weights, which
-            gives classes without a training image a meaning.
+        embedding: start of Dabkowski and Gal's class embedding: `"normal"` for random draws, `"classifier"` for the weights of the
+            classifier's last layer, which are meaningful for classes without a training image, too.
         images: how many training images are seen, a number a phase; None for the source's.
         batch_size: None for the source's.
-        size: side of the training crops; None for the classifier's.
-        area_ramp: share of the last phase over which the penalty on the mask's area grows to its full weight; 0 in the sources. A short
-            training of Dabkowski and Gal's from full weight ends in empty masks.
-        lr, weight_decay, clip: of Adam, and the largest norm of a gradient (Phang's).
-        eval_every: steps between measurements on held-out images (and checkpoints).
+        size: side of the training crops; None for the size of the classifier's inputs.
+        area_ramp: share of a phase over which the penalty on the mask's area grows to its full weight; 0 in the sources. With full weight
+            from the start, a short training of Dabkowski and Gal's masker ends in empty masks.
+        lr, weight_decay: of Adam.
+        clip: largest norm of the gradient (Phang et al.).
+        eval_every: steps between measurements on held-out images; the state is saved at each of them.
     """
 
     kind: Literal["dabkowski_gal", "phang"]
@@ -73,7 +72,7 @@ class MaskerRecipe:
 
 
 class Stage(NamedTuple):
-    """A phase of training as it will run."""
+    """A phase of training at the sizes of a recipe."""
 
     phase: str
     batch_size: int
@@ -85,10 +84,10 @@ def make_masker(classifier: Classifier, taps: Sequence[str], recipe: MaskerRecip
     """An untrained masker for a classifier.
 
     Args:
-        classifier: whose features it will read.
-        taps: names of its modules, fine to coarse; Phang's reads the last two of them.
+        classifier: the masker reads its features.
+        taps: names of the classifier's modules to read, fine to coarse; Phang's masker reads the last two.
         recipe: architecture and seed.
-        side: of an image, to learn the shapes of the features.
+        side: of an image, in pixels.
 
     Raises:
         ValueError: unknown taps, or an embedding that cannot start from the classifier's weights.
@@ -135,66 +134,57 @@ def train_masker(
         masker: from `make_masker` with the same recipe; trained on the device it is on.
         classifier: the net that is explained.
         train: labelled images, decoded as they are needed.
-        val: held-out images that every `eval_every` steps are measured on.
+        val: held-out images that the masker is measured on after every `eval_every` steps.
         recipe: sizes and rates.
-        state_path: where to keep the state at every measurement; training goes on from it when it exists.
+        state_path: file of the state at every measurement; training goes on from it if it exists.
         n_workers: processes that decode images.
         show_progress: a bar over the steps.
 
     Returns:
         The learning curve, one row a measurement: `phase`, `step` (in its phase), `images` (seen in all), `loss` (mean since the last
-        row), `seconds`, and the columns of `measure`.
+        row), and the columns of `measure`.
 
     Raises:
-        ValueError: no training images, or some without a label; a state that is damaged or of another masker.
+        ValueError: no training images, or some without a label; a state that is damaged, or of another masker or recipe.
     """
     if not len(train.ids) or min(train.labels) < 0:
         raise ValueError("train: expected at least one image, all of them labelled")
-    log: list[dict[str, Any]] = []
-    saved = None
-    if state_path and Path(state_path).exists():
-        saved = load_training_state(state_path, ("masker", "adam", "schedule", "phase", "log"))
-        load_state(masker, saved["masker"], state_path)
-        log = json.loads(saved["log"])
-    seen, before = 0, log[-1]["seconds"] if log else 0.0
-    start = time.perf_counter()
-    for stage, phase in zip(stages(masker, recipe), masker.phases(), strict=True):
-        adam = torch.optim.Adam(phase.parameters, recipe.lr, weight_decay=recipe.weight_decay)
+    training, device = ResumableTraining(masker, recipe, state_path), next(masker.parameters()).device
+
+    def train_stage(stage: Stage, parameters: list[nn.Parameter], seen: int) -> None:
+        """Train one phase, after `seen` images of those before it."""
+        adam = torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay)
         schedule = torch.optim.lr_scheduler.StepLR(adam, stage.decay_every)
-        done = max((row["step"] for row in log if row["phase"] == stage.phase), default=0)
-        if saved and saved["phase"] == stage.phase:
-            adam.load_state_dict(saved["adam"])
-            schedule.load_state_dict(saved["schedule"])
-        batches = Batches(train, stage, recipe, range(done, stage.n_steps))
-        loader = DataLoader(batches, batch_size=None, num_workers=n_workers)
-        bar = progress_bar(loader, show_progress, desc=f"{recipe.kind}, {stage.phase}", total=stage.n_steps, initial=done)
-        total, steps = 0.0, 0
-        for step, (inputs, labels) in enumerate(bar, done + 1):
+        first = min(training.finished(stage.phase) * recipe.eval_every, stage.n_steps)
+        loader = DataLoader(Batches(train, stage, recipe, range(first, stage.n_steps)), batch_size=None, num_workers=n_workers)
+        bar = progress_bar(loader, show_progress, desc=f"{recipe.kind}, {stage.phase}", total=stage.n_steps, initial=first)
+        steps = enumerate(bar, first + 1)
+
+        def loss(step: int, batch: tuple[Tensor, Tensor]) -> Tensor:
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + seen + step)
-            masker.train()
-            device = next(masker.parameters()).device
             area = min(1.0, step / (recipe.area_ramp * stage.n_steps)) if recipe.area_ramp else 1.0
-            loss = masker.loss(stage.phase, classifier, inputs.to(device), labels.to(device), generator, area)
-            gradients = torch.autograd.grad(loss, phase.parameters, allow_unused=True)
-            for parameter, gradient in zip(phase.parameters, gradients, strict=True):
-                parameter.grad = gradient
-            torch.nn.utils.clip_grad_norm_(phase.parameters, recipe.clip)
-            adam.step()
-            schedule.step()
-            total, steps = total + loss.item(), steps + 1
-            if step % recipe.eval_every == 0 or step == stage.n_steps:
-                row = {"phase": stage.phase, "step": step, "images": seen + step * stage.batch_size, "loss": total / steps}
-                log.append(row | measure(masker, classifier, val) | {"seconds": before + time.perf_counter() - start})
-                total, steps = 0.0, 0
-                if state_path:
-                    _save_state(state_path, masker, adam, schedule, stage.phase, log)
+            return masker.loss(stage.phase, classifier, batch[0].to(device), batch[1].to(device), generator, area)
+
+        def row(number: int, mean_loss: float) -> dict[str, Any]:
+            step = min((number + 1) * recipe.eval_every, stage.n_steps)
+            images = seen + step * stage.batch_size
+            return {"phase": stage.phase, "step": step, "images": images, "loss": mean_loss} | measure(masker, classifier, val)
+
+        def batches(number: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+            return islice(steps, recipe.eval_every)
+
+        n_rounds = -(-stage.n_steps // recipe.eval_every)
+        training.run(adam, schedule, n_rounds, batches, loss, row, phase=stage.phase, clip=recipe.clip)
+
+    seen = 0
+    for stage, phase in zip(stages(masker, recipe), masker.phases(), strict=True):
+        train_stage(stage, phase.parameters, seen)
         seen += stage.n_steps * stage.batch_size
-    masker.eval()
-    return log
+    return training.log
 
 
 def stages(masker: Masker, recipe: MaskerRecipe) -> list[Stage]:
-    """The phases at the recipe's size; where there are fewer steps than in the source, the rate decays at the same shares of them.
+    """The phases at the sizes of a recipe. The learning rate decays after the same share of the steps as in the source.
 
     Raises:
         ValueError: `recipe.images` has another length than the phases.
@@ -213,12 +203,12 @@ def stages(masker: Masker, recipe: MaskerRecipe) -> list[Stage]:
 
 @torch.no_grad()
 def measure(masker: Masker, classifier: Classifier, images: ImageSet, batch_size: int = 40) -> dict[str, float]:
-    """What a masker does on images with known labels, all in [0, 1].
+    """Quality of a masker on images with known labels, all numbers in [0, 1].
 
     Returns:
-        `area`: mean of the masks of the true labels; `area_false`: the same for a false label (the next image's);
-        `whole`, `kept`, `removed`: mean probability of the true label on the whole image, on what the mask keeps over gray, and on
-        what is left without it.
+        `area`: mean of the masks of the true labels; `area_false`: the same for a false label (that of the image before it);
+        `whole`, `kept`, `removed`: mean probability of the true label on the whole image, on the pixels that the mask keeps (the others
+        are gray), and on the other pixels alone.
     """
     masker.eval()
     device = next(masker.parameters()).device
@@ -236,11 +226,11 @@ def measure(masker: Masker, classifier: Classifier, images: ImageSet, batch_size
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches of random resized crops and flips by step, each the same in whatever process and after whatever interruption."""
+    """Batches of random resized crops and flips. The batch of a step depends on nothing but the recipe and the step."""
 
     def __init__(self, files: ImageFiles, stage: Stage, recipe: MaskerRecipe, steps: range) -> None:
         pre = PREPROCESSING[files.preprocessing]
-        # Areas as the sources take them: Dabkowski and Gal from 0.3 of the image, Phang et al. torchvision's default.
+        # Least area of a crop in the sources: Dabkowski and Gal 0.3 of the image, Phang et al. torchvision's default.
         least = 0.3 if recipe.kind == "dabkowski_gal" else 0.08
         crop = transforms.RandomResizedCrop(recipe.size or pre.size, scale=(least, 1.0), antialias=True)
         flip = transforms.RandomHorizontalFlip()
@@ -251,7 +241,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return len(self.steps)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Batch of a step: images `(n, 3, H, W)` and class indices `(n,)`; every epoch is a permutation of the images."""
+        """The batch of a step: images `(n, 3, H, W)` and class indices `(n,)`. Every epoch is a permutation of the images."""
         n, total = self.stage.batch_size, len(self.files.ids)
         places = range(self.steps[index] * n, (self.steps[index] + 1) * n)
         orders = {e: self._order(e) for e in {p // total for p in places}}
@@ -273,9 +263,3 @@ def taps_of(name: str) -> tuple[str, ...]:
     """
     check_choice("classifier", name, sorted(FEATURE_TAPS))
     return FEATURE_TAPS[name]
-
-
-def _save_state(path: str | Path, masker: Masker, adam: Any, schedule: Any, phase: str, log: list[dict[str, Any]]) -> None:
-    state = {"masker": masker.state_dict(), "adam": adam.state_dict(), "schedule": schedule.state_dict(), "phase": phase}
-    torch.save(state | {"log": json.dumps(log)}, f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)

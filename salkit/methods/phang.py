@@ -1,4 +1,4 @@
-"""Phang, Park and Geras 2020: a small masker over the classifier's features that does not ask which label (and a variant that does)."""
+"""Phang, Park and Geras 2020: a small masker over the classifier's features that ignores the label, and a variant that does not."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from salkit.checks import check_settings
 from salkit.methods.base import Cost
-from salkit.methods.masker import Masker, MaskerMethod, Phase, bordered_variation, conv_block, resize, trainable
+from salkit.methods.masker import Masker, MaskerMethod, Phase, bordered_variation, conv_block, resize
 from salkit.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
 class Phang(MaskerMethod):
-    """Masks of a network trained with the classifier fixed (the source's FIX); as published one map for all labels of an image.
+    """Masks of a network trained with the classifier fixed (FIX in the source). As published, all labels of an image share one map.
 
     Each tapped feature map goes through a 1x1 convolution to 64 channels, is upsampled to a quarter of the image's size and
     concatenated; a 3x3 convolution and a sigmoid make the mask, shown at full size by nearest neighbour. The training objective is at
@@ -27,13 +27,13 @@ class Phang(MaskerMethod):
     Args:
         masker: name or path of a checkpoint, or a `PhangNet`; None takes the shipped one.
         internal_batch_size: pairs a forward pass.
-        class_conditional: the source's optional mode, in which the mask depends on the class (an extension here: a row of its own).
+        class_conditional: whether the mask depends on the class, an optional mode of the source.
 
     Cost: one forward pass of the classifier an image (a pair if class-conditional); training at the source's size 12 epochs of ImageNet.
 
-    Decided where the source is silent: the paper compares on one fixed classifier, so FIX and not the jointly trained CA. In
-    class-conditional mode the 64 numbers of a class are a learned linear map of the classifier's own weights for it instead of a free
-    embedding, so that classes without a training image have some.
+    Choices where the source is silent: FIX and not the jointly trained CA, because the paper compares on one fixed classifier. In
+    class-conditional mode the 64 numbers of a class are a learned linear map of the classifier's weights for it. A free embedding would
+    have no meaning for classes without a training image.
 
     Example:
         >>> Phang().depends_on_label, Phang(class_conditional=True).depends_on_label
@@ -122,7 +122,7 @@ class PhangNet(Masker):
     def phases(self) -> list[Phase]:
         """60 epochs of a fifth of ImageNet in batches of 72, the rate a tenth after every 20; the source's sizes."""
         steps = 1_281_167 // 5 // 72
-        return [Phase("masks", trainable([self]), 72, 60 * steps, 20 * steps)]
+        return [Phase("masks", list(self.parameters()), 72, 60 * steps, 20 * steps)]
 
     def loss(
         self,

@@ -14,8 +14,7 @@ from salkit.checks import check_integer, check_settings
 from salkit.methods.base import Cost
 from salkit.methods.pairs import check_pairs, image_ids
 from salkit.models.classifier import Classifier
-from salkit.models.folding import one_thread
-from salkit.models.passes import batch_size, in_parallel, smaller_when_out_of_memory
+from salkit.models.passes import Pass, cut, in_parallel, pass_size, smaller_when_out_of_memory
 from salkit.progress import progress_bar
 
 
@@ -73,30 +72,37 @@ class RISE:
         check_pairs(classifier, inputs, target)
         names, fast = np.array(image_ids(inputs, ids)), classifier.fast(inputs)
         heatmaps = torch.zeros_like(inputs[:, 0])
+        batches = cut(torch.arange(self.n_masks), pass_size(inputs, 1, self.internal_batch_size))
+        cells, offsets = self._draw(inputs, seed)
         for name in progress_bar(dict.fromkeys(names.tolist()), self.show_progress, desc="RISE"):
             rows = torch.from_numpy(np.flatnonzero(names == name)).to(inputs.device)
 
-            def weighted(masks: Tensor, rows: Tensor = rows) -> Tensor:
+            def weighted(batch: Pass, rows: Tensor = rows) -> Tensor:
+                masks = self._enlarge(cells[batch.filled], offsets[batch.filled], inputs)
                 prob = fast(inputs[rows[0]] * masks).exp()[:, target[rows]]
-                with one_thread():
-                    return torch.einsum("mr,mhw->rhw", prob, masks.squeeze(1))
+                n = len(batch.rows)
+                return torch.einsum("mr,mhw->rhw", prob[:n], masks[:n].squeeze(1))
 
-            for some in in_parallel(weighted, self.masks(inputs[rows[0]], seed), inputs.device):
+            for some in in_parallel(weighted, batches, inputs.device):
                 heatmaps[rows] += some
         return heatmaps / (self.n_masks * self.keep)
 
-    def masks(self, image: Tensor, seed: int = 0) -> list[Tensor]:
-        """The random masks `(n, 1, H, W)` in [0, 1], in batches, for an image `(3, H, W)`; images of a size have the same ones."""
-        height, width = image.shape[-2:]
+    def masks(self, image: Tensor, seed: int = 0) -> Tensor:
+        """The random masks `(n_masks, 1, H, W)` in [0, 1] for an image `(3, H, W)`; images of one size share them."""
+        return self._enlarge(*self._draw(image, seed), image)
+
+    def _draw(self, image: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Which cells are shown, `(n_masks, 1, grid, grid)`, and by how many pixels each mask is shifted, `(n_masks, 2)`."""
         generator = np.random.default_rng((check_integer("seed", seed), self.n_masks, self.grid))
         cells = torch.from_numpy((generator.random((self.n_masks, 1, self.grid, self.grid)) < self.keep).astype(np.float32))
-        cell = -(-height // self.grid), -(-width // self.grid)
-        offsets = torch.from_numpy(generator.integers(cell, size=(self.n_masks, 2)))
-        large = [(self.grid + 1) * side for side in cell]
-        size = batch_size(image[None], self.internal_batch_size)
-        batches = []
-        for some, shifts in zip(cells.split(size), offsets.split(size), strict=True):
-            full = F.interpolate(some, large, mode="bilinear", align_corners=False)
-            windows = [m[:, y : y + height, x : x + width] for m, (y, x) in zip(full, shifts.tolist(), strict=True)]
-            batches.append(torch.stack(windows).to(image))
-        return batches
+        return cells, torch.from_numpy(generator.integers(self._cell(image), size=(self.n_masks, 2)))
+
+    def _enlarge(self, cells: Tensor, offsets: Tensor, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        full = F.interpolate(cells, [(self.grid + 1) * side for side in self._cell(image)], mode="bilinear", align_corners=False)
+        windows = [m[:, y : y + height, x : x + width] for m, (y, x) in zip(full, offsets.tolist(), strict=True)]
+        return torch.stack(windows).to(image)
+
+    def _cell(self, image: Tensor) -> tuple[int, int]:
+        """Height and width of a cell in pixels."""
+        return -(-image.shape[-2] // self.grid), -(-image.shape[-1] // self.grid)

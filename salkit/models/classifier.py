@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from salkit.checks import check_choice, check_labels
-from salkit.models.folding import fold_batch_norms, keep_allocator_pages, plain_float32, round_alike
-from salkit.models.passes import stop_if_told, this_worker
+from salkit.models.folding import fold_batch_norms, keep_allocator_pages, plain_float32
+from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory, stop_if_told, this_worker
 
 SoftmaxScope = Literal["labels", "all"]
 Precision = Literal["float32", "bfloat16"]
@@ -24,14 +23,13 @@ _making_twins = threading.Lock()
 class Classifier(nn.Module):
     """A net as the paper sees it: an image goes in, log f(x, a) for every label a of a list comes out.
 
-    The net is copied, put in eval mode (for good: `train()` does nothing), its parameters are frozen and stored channels-last. On a CPU
-    an image gets the same bits in every pass of two or more images and with every number of threads.
+    The net is copied, put in eval mode (for good: `train()` does nothing), its parameters are frozen and stored channels-last.
 
     Args:
         net: maps `(N, 3, H, W)` to logits `(N, C)`.
         labels: the class indices that make up the label list, in order; None for all C classes.
-        softmax_over: `"labels"` normalises over the label list (the released code), `"all"` over every class of the net
-            (the paper's text).
+        softmax_over: `"all"` normalises over every class of the net (the paper's text), `"labels"` over the label list (the released
+            code).
 
     Raises:
         TypeError: `net` is not a module or a label is not an integer.
@@ -43,7 +41,7 @@ class Classifier(nn.Module):
         torch.Size([2, 3])
     """
 
-    def __init__(self, net: nn.Module, labels: Sequence[int] | None = None, softmax_over: SoftmaxScope = "labels") -> None:
+    def __init__(self, net: nn.Module, labels: Sequence[int] | None = None, softmax_over: SoftmaxScope = "all") -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
             raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
@@ -53,7 +51,6 @@ class Classifier(nn.Module):
         keep_allocator_pages()
         plain_float32()
         self.net = copy.deepcopy(net).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        round_alike(self.net)
         self.labels: tuple[int, ...] | None = None if labels is None else tuple(labels)
         self.softmax_over = softmax_over
         self.n_classes: int | None = None
@@ -63,7 +60,6 @@ class Classifier(nn.Module):
     def _apply(self, *arguments: Any, **settings: Any) -> Classifier:
         """Every move to another device passes here."""
         moved = super()._apply(*arguments, **settings)
-        round_alike(self.net)
         self._twins, self._copies = {}, {}
         return moved
 
@@ -75,6 +71,10 @@ class Classifier(nn.Module):
         del mode
         return super().train(False)
 
+    def describe_as(self) -> dict[str, Any]:
+        """What its log-probabilities depend on."""
+        return {"net": self.net, "labels": self.labels, "softmax_over": self.softmax_over}
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights (batch norms may differ); float32 for a net without any."""
@@ -83,8 +83,7 @@ class Classifier(nn.Module):
     def fast(self, inputs: Tensor, precision: Precision = "float32") -> Classifier:
         """A twin that computes the same with batch norms folded into convolutions; made once for each precision, and again for new weights.
 
-        Its layers are not those of `net`: methods that look into the net take the classifier itself. With `SALKIT_COMPILE=1` in the
-        environment it is compiled by `torch.compile`, on a GPU with CUDA graphs.
+        Its layers are not those of `net`: methods that look into the net take the classifier itself.
 
         Args:
             inputs: `(N, 3, H, W)`; an image of this size is sent through the net to see which layers follow each other.
@@ -96,10 +95,9 @@ class Classifier(nn.Module):
             torch.bfloat16
         """
         check_choice("precision", precision, get_args(Precision))
-        nothing = precision == "float32" and not any(isinstance(module, nn.BatchNorm2d) for module in self.net.modules())
-        if nothing and os.environ.get("SALKIT_COMPILE") != "1":
-            if not this_worker():  # others may be at theirs
-                self._copies = {}  # somebody may have put other modules into the net
+        if precision == "float32" and not any(isinstance(module, nn.BatchNorm2d) for module in self.net.modules()):
+            if not this_worker():
+                self._copies = {}  # the user may have put other modules into the net
             return self
         tensors = self.net.state_dict(keep_vars=True).values()
         weights = (precision, sum(0 if tensor.is_inference() else tensor._version for tensor in tensors))
@@ -107,17 +105,12 @@ class Classifier(nn.Module):
             if weights not in self._twins:
                 # What is made in inference mode could not be differentiated through later.
                 with torch.inference_mode(False), torch.no_grad():
-                    widen = precision == "float32" and inputs.device.type == "cpu"
-                    twin = self._folded(inputs[:1].detach().to(memory_format=torch.channels_last), widen)
-                    twin = twin if precision == "float32" else twin._half()
-                if os.environ.get("SALKIT_COMPILE") == "1":
-                    on_gpu = inputs.device.type == "cuda"
-                    twin.net.compile(mode="reduce-overhead" if on_gpu else None, dynamic=False)  # the mode for CUDA graphs
+                    twin = self._twin(inputs[:1].detach().to(memory_format=torch.channels_last), precision)
                 self._twins = {key: kept for key, kept in self._twins.items() if key[1] == weights[1]} | {weights: twin}
             return self._twins[weights]
 
     def _net_here(self) -> nn.Module:
-        """The net, or for a worker of `in_parallel` modules of its own over the same tensors: a net may keep on itself what it computes."""
+        """The net; in a worker of `in_parallel` a copy over the same tensors, since a net may store activations on its modules."""
         worker = this_worker()
         if worker and worker not in self._copies:
             kept = [value for module in self.net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
@@ -125,19 +118,15 @@ class Classifier(nn.Module):
             self._copies[worker] = copy.deepcopy(self.net, shared)
         return self._copies[worker] if worker else self.net
 
-    def _folded(self, probe: Tensor, widen: bool) -> Classifier:
-        """A copy without batch norms where that leaves the logits as they are, else with them."""
+    def _twin(self, probe: Tensor, precision: Precision) -> Classifier:
+        """A classifier without batch norms where that leaves the logits as they are, else with them."""
         expected = self.logits(probe)
-        folded = Classifier(fold_batch_norms(self.net, probe, widen), self.labels, self.softmax_over)
-        same = torch.allclose(folded.logits(probe), expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
-        return folded if same else Classifier(self.net, self.labels, self.softmax_over)
-
-    def _half(self) -> Classifier:
-        """Itself in bfloat16 but for batch norms, which have float32 statistics whatever they are given."""
-        for module in self.net.modules():
-            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module._parameters = {k: p if p is None else nn.Parameter(p.bfloat16(), False) for k, p in module._parameters.items()}
-        return self
+        net = fold_batch_norms(self.net, probe, widen=precision == "float32" and probe.device.type == "cpu")
+        if not torch.allclose(Classifier(net).logits(probe), expected, rtol=0, atol=1e-3 * float(expected.abs().max())):
+            net = copy.deepcopy(self.net)
+        if precision == "bfloat16":
+            _to_bfloat16(net)
+        return Classifier(net, self.labels, self.softmax_over)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """The net's own output for all classes, `(N, C)`, in float32 whatever precision it was computed in.
@@ -212,12 +201,34 @@ class Classifier(nn.Module):
             return target
         return torch.tensor(self.labels, device=target.device)[target]
 
+    @smaller_when_out_of_memory
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """F of whole images, `(N, 3, H, W)` -> `(N, A)`; on a CPU every image has a pass of its own.
+
+        Raises:
+            ValueError: the net's logits are not finite.
+        """
+        place = next((p.device for p in self.parameters()), images.device)
+        fast = self.fast(images[:1].to(place))
+        prob = pass_by_pass(lambda rows: fast(images[rows].to(place)).exp(), range(len(images)), pass_size(images, device=place), place)
+        if not prob.isfinite().all():
+            raise ValueError("classifier: expected finite logits, got NaN or infinity")
+        return prob
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Log-probabilities of the label list, `(N, 3, H, W)` -> `(N, A)`."""
         log_probs = self.scope_log_probs(inputs)
         if self.softmax_over == "all" and self.labels is not None:
             log_probs = log_probs[:, list(self.labels)]
         return log_probs
+
+
+def _to_bfloat16(net: nn.Module) -> None:
+    """Convert all weights but those of batch norms, whose statistics are float32 whatever their input is."""
+    for module in net.modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module._parameters = {k: p if p is None else nn.Parameter(p.bfloat16(), False) for k, p in module._parameters.items()}
 
 
 def resolve_precision(precision: PrecisionChoice, classifier: Classifier, device: torch.device) -> Precision:

@@ -1,4 +1,4 @@
-"""How a net is computed: allocated pages that are kept, kernels that round an image alike in whatever pass, batch norms folded away."""
+"""How a net is made fast: batch norms folded into convolutions, activations in place, freed memory kept."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import ctypes
 import platform
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -16,30 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-
-
-def round_alike(net: nn.Module) -> None:
-    """Make the two layers whose kernels a CPU chooses by threads and batch size choose alike; learned masks amplify the difference.
-
-    PyTorch leaves oneDNN for 1x1 convolutions when one thread gets fewer than 16 images, unless they are dilated, which means nothing for
-    a kernel of one pixel. (With one thread EfficientNet-Lite0 also gains 40 % in speed.)
-    """
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d) and tuple(module.kernel_size) == (1, 1) and module.groups == 1:
-            module.dilation = (2, 2) if module.weight.device.type == "cpu" else (1, 1)
-        elif type(module) is nn.Linear:
-            module.__class__ = EvenLinear
-
-
-class EvenLinear(nn.Linear):
-    """A linear layer that fills its rows up to a multiple of four on a CPU: MKL rounds a row by its place and number otherwise."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Linear`."""
-        missing = -len(input) % 4
-        if input.device.type != "cpu" or input.ndim != 2 or not missing:
-            return super().forward(input)
-        return super().forward(F.pad(input, (0, 0, 0, missing)))[: len(input)]
 
 
 @torch.no_grad()
@@ -115,17 +89,6 @@ def _in_place_without_grad(module: nn.Module, arguments: tuple[Any, ...]) -> Non
     module.inplace = not torch.is_grad_enabled()  # type: ignore[assignment]
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """For short work beside the net whose rounding depends on where threads cut it: sums, and bilinear resizing to odd widths."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 @cache
 def plain_float32() -> None:
     """Tell cuDNN once to compute float32 as such: left to itself it keeps 10 of its 23 bits, and learned masks amplify rounding."""
@@ -133,7 +96,7 @@ def plain_float32() -> None:
 
 
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1"}
-"""For the environment of processes that are started: later than at its start a process with threads does not heed this any more."""
+"""Environment of processes that are started; the setting takes effect only before the first thread starts."""
 
 
 @cache

@@ -1,18 +1,18 @@
-"""How images go through a net: how many at a time, of one size where rounding matters, fewer when memory runs out, on all cores."""
+"""How images go through a net: in passes whose content is fixed, each on one thread, several side by side.
+
+Kernels round differently for other shapes and other numbers of threads, and learned masks amplify rounding. So the rows of a pass depend on
+one image (or one pair, or one map) and on nothing else, and every pass runs on one thread. Cores are used by running passes side by side.
+"""
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import platform
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, wraps
-from pathlib import Path
-from typing import ParamSpec, TypeVar
+from functools import wraps
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,11 +25,11 @@ _Item = TypeVar("_Item")
 
 
 class Stopped(RuntimeError):
-    """Work in a thread ends here because what it is part of was interrupted or has failed."""
+    """Work in a thread ends here because the call it belongs to was interrupted or has failed."""
 
 
 class _Thread(threading.local):
-    """Of each thread: which of the workers it is, 0 for others, and what tells it to stop."""
+    """Per thread: its number among the workers of `in_parallel` (0 for others), and the event that stops it."""
 
     worker: int = 0
     stop: threading.Event | None = None
@@ -39,122 +39,112 @@ _thread = _Thread()
 
 
 class _Limit:
-    """The most composites a pass since memory ran out in this process, what the last answer was, and whether the user knows."""
+    """The most composites a pass since memory ran out in this process, the size last asked for, and whether the user was warned."""
 
     cap: int | None = None
     last = 1
     said = False
 
 
-def largest_pass() -> int | None:
-    """The environment's `SALKIT_BATCH_SIZE`, if it has one.
+class Pass(NamedTuple):
+    """Rows that go through the net together, and the same rows filled up to the size of the pass."""
 
-    Raises:
-        ValueError: it is no integer >= 1.
-    """
-    given = os.environ.get("SALKIT_BATCH_SIZE")
-    if given and not (given.isdecimal() and int(given)):
-        raise ValueError(f"SALKIT_BATCH_SIZE: expected an integer >= 1 in the environment, got {given!r}")
-    return int(given) if given else None
+    rows: Tensor
+    filled: Tensor
 
 
-def measured_file() -> Path:
-    """Where it is remembered what `salkit tune` found on this machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salkit" / "passes.json"
+def pass_size(inputs: Tensor, composites: int = 1, internal_batch_size: int | None = None, device: torch.device | None = None) -> int:
+    """How many rows of so many composites each make a pass, at least one.
 
-
-def measured_key(device: torch.device, side: int) -> str:
-    """The device and the size of images that a measurement is for."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.node()
-    return f"{name}, {torch.get_num_threads()} threads, {side} pixels: images a pass"
-
-
-def workers_key() -> str:
-    """The processor and its threads that a measurement is for."""
-    return f"{platform.node()}, {torch.get_num_threads()} threads: passes at a time"
-
-
-@cache
-def measured() -> dict[str, int]:
-    """What was fastest, by `measured_key` and `workers_key`; empty where nothing was measured or the file is damaged."""
-    try:
-        found = json.loads(measured_file().read_text())
-        return {str(key): check_integer(key, size, 1) for key, size in found.items()}
-    except (OSError, ValueError, AttributeError):
-        return {}
-
-
-def batch_size(inputs: Tensor, internal_batch_size: int | None = None, device: str | None = None) -> int:
-    """Composites a pass: as given, or as `salkit tune` found best, or a default; capped by `SALKIT_BATCH_SIZE` and by memory that ran out.
-
-    The default on a CPU is 20 at 224 and 80 at 32 pixels, on a GPU 127 and 400 (ResNet-164 keeps about 30 MB each); in bfloat16 twice as
-    many.
+    A pass has 20 composites at 224 pixels and 50 at 32 on a CPU, 127 and 400 on a GPU, in bfloat16 twice as many.
 
     Args:
-        inputs: their size, type and device count.
-        internal_batch_size: as given.
-        device: the type of another device.
+        inputs: images of the size, type and (unless `device` is given) device that count.
+        composites: images that a row needs in the pass.
+        internal_batch_size: composites a pass instead of these.
+        device: where the pass will run.
 
     Raises:
-        ValueError: `SALKIT_BATCH_SIZE` is no number.
+        ValueError: `internal_batch_size` is not an integer >= 1.
 
     Example:
-        >>> batch_size(torch.zeros(1, 3, 224, 224)), batch_size(torch.zeros(1, 3, 224, 224), 4)
-        (20, 4)
+        >>> pass_size(torch.zeros(1, 3, 224, 224)), pass_size(torch.zeros(1, 3, 224, 224), composites=10)
+        (20, 2)
     """
-    place = torch.device(device or inputs.device)
     if internal_batch_size is None:
-        budget, most = (1_010_000, 80) if place.type == "cpu" else (6_400_000, 400)
+        budget, most = (1_010_000, 50) if (device or inputs.device).type == "cpu" else (6_400_000, 400)
         usual = max(1, min(most, budget // (inputs.shape[-2] * inputs.shape[-1])))
-        if found := measured():
-            usual = found.get(measured_key(place, inputs.shape[-1]), usual)
         internal_batch_size = 2 * usual if inputs.dtype == torch.bfloat16 else usual
     chosen = check_integer("internal_batch_size", internal_batch_size, 1)
-    _Limit.last = min(chosen, _Limit.cap or chosen, largest_pass() or chosen)
-    return _Limit.last
+    _Limit.last = min(chosen, _Limit.cap or chosen)
+    return max(1, _Limit.last // composites)
 
 
-def pass_size(inputs: Tensor, composites: int = 1, internal_batch_size: int | None = None, device: str | None = None) -> int:
-    """How many pairs of so many composites go into a forward pass: as many as fit the batch size.
-
-    At least two composites: a single small image is computed by other kernels, which round differently.
-    """
-    least = 2 if composites == 1 else 1
-    return max(least, batch_size(inputs, internal_batch_size, device) // composites)
-
-
-def workers(device: torch.device) -> int:
-    """How many passes are computed at the same time: on a CPU one a thread, or a single one where `salkit tune` found that faster."""
-    threads = torch.get_num_threads()
-    return min(threads, measured().get(workers_key(), threads)) if device.type == "cpu" else 1
-
-
-def even_size(n: int, size: int, device: torch.device) -> int:
-    """At most `size` and at least two, so that passes over n images keep all workers busy to the end and few are filled up.
+def cut(rows: Tensor, most: int) -> list[Pass]:
+    """Rows cut evenly into passes of one size, at most `most`; the last pass is filled up with its first row.
 
     Example:
-        >>> even_size(20, 8, torch.device("cuda"))  # three passes; on a CPU with two threads 6: four
-        8
+        >>> [each.filled.tolist() for each in cut(torch.arange(5), 4)]
+        [[0, 1, 2], [3, 4, 3]]
     """
-    at_once = workers(device)
-    each = -(-n // (at_once * -(-n // (at_once * size))))
-    return min(size, each + each % 2)
+    size = -(-len(rows) // -(-len(rows) // most))
+    return [Pass(some, torch.cat([some, some[:1].expand(size - len(some))])) for some in rows.split(size)]
+
+
+def passes(groups: Sequence[Hashable], most: int, device: torch.device) -> list[Pass]:
+    """Passes over rows, of which `groups` names the image (or pair, or map) of each.
+
+    On a CPU a pass has rows of one group only, in their order: what is computed of a group depends on no other. On a GPU, which needs
+    large passes, rows of all groups share them.
+
+    Example:
+        >>> [each.rows.tolist() for each in passes(["cat", "dog", "cat"], 8, torch.device("cpu"))]
+        [[0, 2], [1]]
+    """
+    if device.type != "cpu":
+        return cut(torch.arange(len(groups)), most)
+    rows: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    return [each for some in rows.values() for each in cut(torch.tensor(some), most)]
+
+
+def pass_by_pass(
+    function: Callable[[Tensor], Tensor], groups: Sequence[Hashable], most: int, device: torch.device, parallel: bool = True
+) -> Tensor:
+    """What `function(rows)` computes for all rows, `(len(groups), ...)`, in the passes of `passes`.
+
+    Args:
+        function: takes the indices of a pass, returns one result for each.
+        groups: names the image (or pair, or map) of each row.
+        most: rows a pass.
+        device: where the net is.
+        parallel: run passes side by side; False for a function that registers hooks on the net.
+
+    Example:
+        >>> pass_by_pass(lambda rows: 2 * rows, ["cat", "dog", "cat"], 1, torch.device("cpu"))
+        tensor([0, 2, 4])
+    """
+    todo = passes(groups, most, device)
+    rows = [each.filled for each in todo]
+    parts = in_parallel(function, rows, device) if parallel else map(_on_one_thread(function), rows)
+    joined = torch.cat([part[: len(each.rows)] for each, part in zip(todo, parts, strict=True)])
+    return torch.empty_like(joined).index_copy_(0, torch.cat([each.rows for each in todo]).to(joined.device), joined)
 
 
 def in_parallel(function: Callable[[_Item], _T], items: Sequence[_Item], device: torch.device) -> Iterator[_T]:
-    """`map(function, items)`, on a CPU as many at a time as torch has threads, each of them with one thread.
+    """`map(function, items)`; on a CPU each call has one thread, and as many run side by side as torch has threads.
 
-    In learning that is at most a tenth faster than sharing passes of the best size (`make bench`), but small passes need not be shared,
-    nor what surrounds them. A `Classifier` has modules of its own in each thread; what registers hooks on its net must not be called
-    like this.
+    A `Classifier` has modules of its own in each thread. What registers hooks on its net must not be called like this.
 
     Example:
         >>> list(in_parallel(lambda x: x * x, [1, 2, 3], torch.device("cpu")))
         [1, 4, 9]
     """
-    threads, at_once = torch.get_num_threads(), min(workers(device), len(items))
+    threads = torch.get_num_threads()
+    at_once = min(threads, len(items)) if device.type == "cpu" else 1
     if at_once <= 1:
-        yield from map(function, items)
+        yield from map(_on_one_thread(function), items)
         return
     stop, grad, inference = threading.Event(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     numbers = itertools.count(1)
@@ -177,37 +167,25 @@ def in_parallel(function: Callable[[_Item], _T], items: Sequence[_Item], device:
         torch.set_num_threads(threads)  # threads that are made later take over what was set last
 
 
-def pass_by_pass(function: Callable[[Tensor], Tensor], rows: Tensor, size: int, device: torch.device) -> Tensor:
-    """`function(rows)` of at most `size` rows at a time, on all cores; as many passes for each of them, where there are two rows a pass."""
-    n, at_once = len(rows), workers(device)
-    n_passes = max(-(-n // size), min(n // 2, at_once * -(-n // (at_once * size))))
-    return torch.cat(list(in_parallel(function, rows.tensor_split(n_passes), device)))
+def _on_one_thread(function: Callable[[_Item], _T]) -> Callable[[_Item], _T]:
+    def run(item: _Item) -> _T:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return function(item)
+        finally:
+            torch.set_num_threads(threads)
 
-
-def tiled(n_rows: int, n_columns: int, size: int, device: torch.device) -> list[list[tuple[Tensor, Tensor]]]:
-    """A grid cut into rows of tiles of at most `size` cells, evenly, and so that all workers have as many, where the grid is large enough.
-
-    A tile is some of the rows, with all columns or, where a row is too long for one, some of them: indices of both.
-
-    Example:
-        >>> [[(len(rows), len(columns)) for rows, columns in row] for row in tiled(2, 29, 16, torch.device("cpu"))]
-        [[(1, 15), (1, 14)], [(1, 15), (1, 14)]]
-    """
-    at_once = workers(device)
-    down = min(n_rows, at_once * -(-n_rows // (at_once * max(1, size // n_columns))))
-    # No tile of a single cell, which would be rounded by other kernels, unless `size` is 1.
-    across = max(-(-n_columns // size), min(n_columns // 2, -(-at_once // down)))
-    rows, columns = (torch.arange(n, device=device).tensor_split(parts) for n, parts in ((n_rows, down), (n_columns, across)))
-    return [[(some, part) for part in columns] for some in rows]
+    return run
 
 
 def this_worker() -> int:
-    """Which of the workers of `in_parallel` this thread is, from 1; 0 outside."""
+    """The number of this thread among the workers of `in_parallel`, from 1; 0 outside."""
     return _thread.worker
 
 
 def stop_if_told() -> None:
-    """End the work of this thread if what it is part of has ended.
+    """End the work of this thread if the call it belongs to has ended.
 
     Raises:
         Stopped: it has.
@@ -216,28 +194,8 @@ def stop_if_told() -> None:
         raise Stopped
 
 
-def same_size_chunks(n: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Indices of at most `size` pairs at a time, and the same filled up to `size` with the first of them.
-
-    For methods that amplify rounding: kernels round differently in passes of another size, so theirs are always of one size.
-
-    Example:
-        >>> [(chunk.tolist(), full.tolist()) for chunk, full in same_size_chunks(3, 2)]
-        [([0, 1], [0, 1]), ([2], [2, 2])]
-    """
-    for chunk in torch.arange(n).split(size):
-        yield chunk, torch.cat([chunk, chunk[:1].expand(size - len(chunk))])
-
-
-def same_size_passes(function: Callable[[Tensor], Tensor], n: int, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Indices of some of n pairs, and what the function makes of them in a pass of at most `size` pairs, all of one size; on all cores."""
-    chunks, filled = zip(*same_size_chunks(n, even_size(n, size, device)), strict=True)
-    for chunk, found in zip(chunks, in_parallel(function, filled, device), strict=True):
-        yield chunk, found[: len(chunk)]
-
-
 def smaller_when_out_of_memory(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Run a function that asks `batch_size` again, with passes of half the size for the rest of the process, when memory runs out."""
+    """Run a function that asks `pass_size` again, with passes of half the size for the rest of the process, when memory runs out."""
 
     @wraps(function)
     def tried(*arguments: _P.args, **settings: _P.kwargs) -> _T:
@@ -260,5 +218,6 @@ def _halve() -> None:
     _Limit.cap = _Limit.last = max(1, _Limit.last // 2)
     if not _Limit.said:
         _Limit.said = True
-        warnings.warn(f"out of memory: from now on at most {_Limit.cap} images a pass, or fewer if that is too many", stacklevel=3)
+        text = f"out of memory: from now on at most {_Limit.cap} images a pass, or fewer if that is too many; results round differently"
+        warnings.warn(text, stacklevel=3)
     torch.cuda.empty_cache()

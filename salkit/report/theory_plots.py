@@ -22,7 +22,7 @@ LENGTH_AXIS = "interval length L (coordinates)"
 
 
 def success_against_length(table: pd.DataFrame, delta: float) -> Figure:
-    """Each part of the theorem against L, a panel an event, a line a d of `sweep`; dashed, the theorem's length for that d."""
+    """Each part of the theorem against L: one panel per event, one line per d of `sweep`; dashed, the theorem's length for that d."""
     figure, axes, table = *_panels(3, (11, 4.2)), _odd_rows(table)
     for axis, event in zip(axes, theory.EVENTS, strict=True):
         for i, (d, rows) in enumerate(table[table.event == event].groupby("d")):
@@ -36,7 +36,7 @@ def success_against_length(table: pd.DataFrame, delta: float) -> Figure:
 
 
 def collapse(table: pd.DataFrame, delta: float) -> Figure:
-    """Completeness and soundness against L gamma^2, a line a margin of `sweep` (one d): they nearly share one curve each."""
+    """Completeness and soundness against L gamma^2, one line per margin of `sweep` (one d); the lines nearly coincide."""
     figure, axes, table = *_panels(2, (10, 4.2)), _odd_rows(table)
     for axis, event, split in zip(axes, (GIVEN, NONE), (1, table.d.iloc[0]), strict=True):
         for i, (margin, rows) in enumerate(table[table.event == event].groupby("margin")):
@@ -113,7 +113,7 @@ def concentration_success(table: pd.DataFrame, delta: float) -> Figure:
 
 
 def _panels(n: int, size: tuple[float, float], sharey: bool = True) -> tuple[Figure, np.ndarray]:
-    """A row of n panels; at 76 dots an inch a figure fills the width of a notebook's page and no more."""
+    """A row of n panels; at 76 dots per inch a figure fills the width of a notebook's page."""
     figure, axes = plt.subplots(1, n, figsize=size, dpi=76, sharey=sharey, squeeze=False, layout="constrained")
     return figure, axes[0]
 
@@ -125,7 +125,7 @@ def _line(axis: Axes, x: pd.Series, rows: pd.DataFrame, i: int, label: str) -> N
 
 
 def _finish(figure: Figure, axes: np.ndarray, delta: float, note: str | None = None) -> None:
-    """The line at 1 - delta, the vertical axis, and the legend; `note` says what the dashed verticals are."""
+    """Add the line at 1 - delta, the vertical axis and the legend; `note` explains the dashed vertical lines."""
     for axis in axes:
         axis.axhline(1 - delta, color="0.3", ls="-.", lw=1, label=rf"$1 - \delta$ = {1 - delta:g}")
         axis.set_ylim(-0.03, 1.05)
@@ -135,11 +135,11 @@ def _finish(figure: Figure, axes: np.ndarray, delta: float, note: str | None = N
 
 
 def _legend(figure: Figure, axes: Iterable[Axes], columns: int) -> None:
-    """One legend for all panels, below them."""
+    """Add one legend for all panels, below them."""
     named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), frameon=False, ncols=columns, loc="outside lower center")
 
 
 def _odd_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Only odd lengths: sums of the dense toy input can tie at even ones, which would put kinks into the lines."""
+    """The rows with odd lengths: at even lengths sums of the dense toy input can tie, which would put kinks into the lines."""
     return table[table.length % 2 == 1]

@@ -1,11 +1,9 @@
-"""How much work a profile is, and how it is done fastest here: passes counted from its settings, the rest from a few measured steps."""
+"""What a profile costs: passes through the net counted from its settings, hours estimated from a few measured steps."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,8 +14,8 @@ from salkit.methods import LearnedMask, SaliencyMethod, same_map_for_all_labels
 from salkit.methods.base import method_cost
 from salkit.methods.learned_mask import SCHEDULES
 from salkit.methods.masker_training import make_masker, stages, taps_of
-from salkit.models.classifier import Classifier, resolve_device
-from salkit.models.passes import batch_size, measured, measured_file, measured_key, workers_key
+from salkit.models.classifier import resolve_device
+from salkit.models.passes import pass_size
 from salkit.models.zoo import load_classifier
 from salkit.saliency_metric import ALPHAS
 from salkit.scores import PROTOCOLS
@@ -37,7 +35,7 @@ from salkit.studies.quality import scored_steps
 
 @dataclass(frozen=True)
 class NotebookCost:
-    """Work of one notebook: passes of single images through the net, and hours at the measured rates."""
+    """Cost of one notebook: passes of single images through the net, and hours at the measured rates."""
 
     notebook: str
     forward: int
@@ -46,9 +44,9 @@ class NotebookCost:
 
 
 def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
-    """Count each notebook's passes and estimate its time from a few steps on this device (with random weights).
+    """Count each notebook's passes and estimate its hours from a few steps on this device, with random weights.
 
-    Notebook 01 makes no passes; 04 and 06 are counted as after 03, whose results they read.
+    Notebook 01 makes no passes. Notebooks 04 and 06 read the results of 03; only what they add is counted.
 
     Raises:
         ValueError: unknown profile.
@@ -60,9 +58,9 @@ def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
     figure2 = picture_methods(imagenette, protocol, "Ours", "Ours (TV=0.001)", "Ours (cheating)")
     gallery = picture_methods(imagenette, protocol, "Ours")
     figures = [(figure2, 1, 2), (table1, imagenette.own_label_images, 2), (gallery, 1, n_labels)]
-    # The thresholds of the saliency metric: a map and a crop for each value on every held-out image, two crops on every image.
+    # The saliency metric: a map of every held-out image and a crop for each threshold, then two crops of every image.
     held_out = count_passes(replace(imagenette, n_points=0), table1, imagenette.held_out, 1)
-    # Maps that are not kept are computed once more for the crops of the images themselves.
+    # The crops of the images need their maps; those that are not kept are computed again.
     again = count_passes(replace(imagenette, n_points=0), {k: m for k, m in table1.items() if not maps_are_kept(m)}, n, 1)
     crops = len(table1) * (imagenette.held_out * len(ALPHAS) + 2 * n)
     main = count_passes(imagenette, table1, n, n_labels, blur_games=True)
@@ -91,7 +89,7 @@ def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
 
 
 def _followed(study: Study) -> tuple[int, int]:
-    """Notebook 07: both schedules along their steps, scored on the way."""
+    """Notebook 07: masks learned with both schedules and scored after some of the steps."""
     n, labels_per_image, most = study.followed
     pairs = n * labels_per_image
     methods = [LearnedMask(schedule=name) for name in SCHEDULES]
@@ -100,69 +98,13 @@ def _followed(study: Study) -> tuple[int, int]:
     return n + pairs * sum(map(len, steps)) * (study.followed_points + 1), pairs * learned
 
 
-def tune(device: str = "auto", names: Sequence[str] = ("cifar10-resnet20", "efficientnet-lite0")) -> dict[str, int]:
-    """Measure how many images a pass learn fastest, for each net's image size, and on a CPU how many passes at a time; remember it.
-
-    On a CPU that changes no number; on a GPU it changes rounding.
-
-    Returns:
-        `measured_key` -> images a pass, `workers_key` -> passes at a time, also of what was measured before.
-    """
-    place, found = torch.device(resolve_device(device)), dict(measured())
-    threads = torch.get_num_threads() if place.type == "cpu" else 1
-    speeds = dict.fromkeys((threads, 1), 1.0)
-    for name in names:
-        classifier = load_classifier(name, device=str(place), pretrained=False)
-        side = _side(name)
-        usual = batch_size(torch.empty(1, 3, side, side, device="meta"), device=place.type)
-        rates = {size: _learning_rate(classifier, side, size, place) for size in (max(1, usual // 2), usual, 2 * usual)}
-        found[measured_key(place, side)] = best = max(rates, key=lambda size: rates[size])
-        for at_once in speeds if threads > 1 else ():
-            with _passes_at_a_time(at_once):
-                speeds[at_once] *= _learning_rate(classifier, side, best, place)
-    if threads > 1:
-        found[workers_key()] = max(speeds, key=lambda at_once: speeds[at_once])
-    path = measured_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    measured.cache_clear()
-    return found
-
-
-@contextmanager
-def _passes_at_a_time(n: int) -> Iterator[None]:
-    """As if that had been found; what was found is forgotten, and read again by the next who asks."""
-    measured()[workers_key()] = n
-    try:
-        yield
-    finally:
-        measured.cache_clear()
-
-
-def _learning_rate(classifier: Classifier, side: int, size: int, device: torch.device) -> float:
-    """Composites a second in passes of a size, the best of three short runs after a first one."""
-    method = LearnedMask(scale=1, n_steps=2, infill="gray", internal_batch_size=size)
-    inputs = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device).repeat(2 * size, 1, 1, 1)
-    target = torch.zeros(len(inputs), dtype=torch.int64, device=device)
-    seconds = [_seconds(lambda: method.learn(classifier, inputs, target), device) for _ in range(4)]
-    return len(inputs) / min(seconds[1:])
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def _sum(passes: Iterable[tuple[int, int]]) -> tuple[int, int]:
     both = list(passes)
     return sum(f for f, _ in both), sum(b for _, b in both)
 
 
 def _training_passes(study: Study) -> tuple[int, int]:
-    """Notebook 00: the first phase of Dabkowski and Gal takes a forward pass an image, masks one more and two forward-backward ones."""
+    """Notebook 00: one forward pass an image; in phases that learn masks also two forward-backward passes."""
     forward = forward_backward = 0
     classifier = load_classifier(study.classifier, pretrained=False)
     for recipe in masker_recipes(study).values():
@@ -177,42 +119,46 @@ def _training_passes(study: Study) -> tuple[int, int]:
 def count_passes(
     study: Study, methods: Mapping[str, SaliencyMethod], n_images: int, n_labels: int, blur_games: bool = False
 ) -> tuple[int, int]:
-    """Forward and forward-backward passes of an evaluation: the maps, and curves.
+    """Forward and forward-backward passes of an evaluation: predictions, maps, and curves of `n_points + 1` passes each.
 
-    A curve takes `n_points - 1` passes, and its ends two more for all maps of an image. Insertion takes a curve a pair (one an image
-    where the map does not depend on the label), deletion one an image, and the games with blur two an image.
+    Insertion has a curve a pair, or one an image where the map does not depend on the label. Deletion has one an image, the games with
+    blur two more. `study.n_points = 0` counts no curves.
     """
-    side = _side(study.classifier)
-    n_points = side * side if study.n_points is None else study.n_points
-    inner, ends = (n_points - 1, 2) if n_points else (0, 0)
+    n_points = _side(study.classifier) ** 2 if study.n_points is None else study.n_points
+    per_curve, games = n_points + 1 if n_points else 0, 3 if blur_games else 1
     forward, forward_backward = n_images, 0
     for method in methods.values():
-        if isinstance(method, same_map_for_all_labels):  # explains predictions that are known by then
+        if isinstance(method, same_map_for_all_labels):  # the predictions are already counted
             method, maps = method.method, n_images
         else:
             maps = n_images * (n_labels if getattr(method, "depends_on_label", True) else 1)
         cost = method_cost(method)
         computed = n_images if cost.per == "image" else maps
-        games = 3 if blur_games else 1
-        forward += (maps + games * n_images) * inner + (1 + games) * n_images * ends + computed * cost.forward
+        forward += (maps + games * n_images) * per_curve + computed * cost.forward
         forward_backward += computed * cost.forward_backward
     return forward, forward_backward
 
 
 def _seconds_per_pass(study: Study, device: str) -> tuple[float, float]:
-    """Seconds a forward and a forward-backward pass of one image, the best of three short runs."""
+    """Seconds of a forward and of a forward-backward pass of one image, the best of three short runs."""
     classifier = load_classifier(study.classifier, study.labels, device=device, pretrained=False)
     image = torch.randn(3, _side(study.classifier), _side(study.classifier), generator=torch.Generator().manual_seed(0)).to(device)
-    # Whole batches, since a half-empty one is slower a pass.
-    inputs = image.repeat(2 * batch_size(image[None]), 1, 1, 1)
+    # Full batches: a half-empty one costs more time an image.
+    inputs = image.repeat(2 * pass_size(image[None]), 1, 1, 1)
     target = torch.zeros(len(inputs), dtype=torch.int64, device=device)
     method = LearnedMask(scale=1, n_steps=3, n_distractors=1, infill="gray")
-    heatmaps = inputs[:, 0]
 
     def clock(run: Callable[[], object], passes: int) -> float:
-        return min(_seconds(run, inputs.device) for _ in range(3)) / passes
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            run()
+            if inputs.is_cuda:
+                torch.cuda.synchronize(inputs.device)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds) / passes
 
-    forward = clock(lambda: insertion_curve(classifier, inputs, target, heatmaps, n_steps=3), 4 * len(inputs))
+    forward = clock(lambda: insertion_curve(classifier, inputs, target, inputs[:, 0], n_steps=3), 4 * len(inputs))
     return forward, clock(lambda: method.attribute(classifier, inputs, target), 3 * len(inputs))
 
 

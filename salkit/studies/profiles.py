@@ -19,9 +19,9 @@ from salkit.models.classifier import PrecisionChoice
 from salkit.scores import Protocol
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """One data set with its classifier, and the sizes it is run at.
+    """One data set with its classifier, and the sizes of its runs.
 
     Attributes:
         data: name for `load_images`; only images of `labels` are used.
@@ -29,32 +29,32 @@ class Study:
         labels: the label list; None for all classes of the net.
         n_images: how many images are drawn from the data set.
         pool: how many training images the distractors are drawn from.
-        n_steps, n_distractors, lr: of mask learning, None for the schedule's; fewer steps take a higher rate.
+        n_steps, n_distractors, lr: of mask learning; None for those of the schedule. Fewer steps need a higher rate.
         l1: weight of the mask's area, about one over the number of pixels.
-        n_points: points of a curve, None for every pixel count.
-        picture_steps: steps of the few masks that are shown as pictures; None for the schedule's.
-        held_out: how many other images the thresholds of the saliency metric are chosen on.
-        masker_images: how many images notebook 00 shows in training: two phases of Dabkowski and Gal, and Phang et al.
-        sanity_images: how many images the layers are randomised for.
-        own_label_images: how many images best effort on their own two best classes is measured on.
-        grid_images: how many of the images the grid of protocols is learned on.
-        followed: for how many images, labels of each, and composites a pair (None for all) notebook 07 follows both schedules.
+        n_points: points of a curve; None for every pixel count.
+        picture_steps: steps of the few masks that are shown as pictures; None for those of the schedule.
+        images_per_batch: images handed to a method at a time.
+        held_out: how many other images choose the thresholds of the saliency metric.
+        own_label_images: how many images notebook 04 explains for their own two best labels.
+        grid_images: how many of the images the grid of protocols is evaluated on.
+        masker_images: how many training images notebook 00 shows to Dabkowski and Gal's masker in each of two phases, and to Phang's.
+        sanity_images: how many images are explained before and after layers are randomised.
+        followed: images, labels of each, and composites a pair (None for all) for which notebook 07 follows both schedules.
         schedule, precision: of mask learning, see `LearnedMask`.
         preset: of the other methods, see `salkit.methods.get_method`.
-        images_per_batch: images handed to a method at a time.
     """
 
     data: str
     classifier: str
-    labels: tuple[int, ...] | None
+    labels: tuple[int, ...] | None = None
     n_images: int
     pool: int
-    n_steps: int | None
-    n_distractors: int | None
-    lr: float | None
+    n_steps: int | None = None
+    n_distractors: int | None = None
+    lr: float | None = None
     l1: float
-    n_points: int | None
-    picture_steps: int | None
+    n_points: int | None = None
+    picture_steps: int | None = None
     images_per_batch: int = 20
     held_out: int = 0
     own_label_images: int = 2
@@ -73,7 +73,7 @@ class Study:
 
     @property
     def followed_points(self) -> int:
-        """Points of the curves on the way of a schedule."""
+        """Points of the curves that notebook 07 measures during learning."""
         return self.n_points or 64
 
     def learned_mask(self, protocol: Protocol, **settings: object) -> LearnedMask:
@@ -83,7 +83,7 @@ class Study:
         return LearnedMask(**(sizes | settings))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """Sizes of all notebooks.
 
@@ -102,42 +102,83 @@ class Profile:
 
 TVS = (0.0, 0.001, 0.01, 0.1, 1.0)
 
-PROFILES = {
-    "smoke": Profile(
-        "smoke",
-        Study("cifar10-samples", "cifar10-resnet20", None, 4, 20, 20, 1, 0.2, 1e-3, 16, 20),
-        Study(
-            *("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 2, 20, 4, 1, 0.2, 2e-5, 7, 8),
-            held_out=2,
-            grid_images=2,
-            sanity_images=1,
-            masker_images=(24, 24, 24),
-        ),
-        (0.0, 0.01, 0.1),
-        {"d": 1_000, "n_trials": 200, "ds": (1_000, 10_000), "margins": (0.2, 0.4)},
+_SMOKE = Profile(
+    name="smoke",
+    cifar10=Study(
+        data="cifar10-samples",
+        classifier="cifar10-resnet20",
+        n_images=4,
+        pool=20,
+        n_steps=20,
+        n_distractors=1,
+        lr=0.2,
+        l1=1e-3,
+        n_points=16,
+        picture_steps=20,
     ),
+    imagenette=Study(
+        data="imagenet-samples",
+        classifier="efficientnet-lite0",
+        labels=IMAGENET_SAMPLE_LABELS,
+        n_images=2,
+        pool=20,
+        n_steps=4,
+        n_distractors=1,
+        lr=0.2,
+        l1=2e-5,
+        n_points=7,
+        picture_steps=8,
+        held_out=2,
+        grid_images=2,
+        sanity_images=1,
+        masker_images=(24, 24, 24),
+    ),
+    tvs=(0.0, 0.01, 0.1),
+    theory={"d": 1_000, "n_trials": 200, "ds": (1_000, 10_000), "margins": (0.2, 0.4)},
+)
+
+PROFILES = {
+    "smoke": _SMOKE,
     "demo": Profile(
-        "demo",
-        Study("cifar10-samples", "cifar10-resnet20", None, 12, 20, 40, 1, 0.2, 1e-3, 32, 60, followed=(4, 4, 200)),
-        Study(
-            *("imagenet-samples", "efficientnet-lite0", IMAGENET_SAMPLE_LABELS, 5, 20, 12, 1, 0.3, 2e-5, 8, 48),
+        name="demo",
+        cifar10=replace(_SMOKE.cifar10, n_images=12, n_steps=40, n_points=32, picture_steps=60, followed=(4, 4, 200)),
+        imagenette=replace(
+            _SMOKE.imagenette,
+            n_images=5,
+            n_steps=12,
+            lr=0.3,
+            n_points=8,
+            picture_steps=48,
             held_out=5,
             own_label_images=4,
             grid_images=3,
+            sanity_images=2,
             followed=(1, 2, 50),
+            masker_images=(120, 360, 360),
         ),
-        TVS,
-        {"d": 10_000, "n_trials": 500, "ds": (1_000, 10_000, 100_000), "margins": (0.1, 0.2, 0.4)},
+        tvs=TVS,
+        theory={"d": 10_000, "n_trials": 500, "ds": (1_000, 10_000, 100_000), "margins": (0.1, 0.2, 0.4)},
     ),
     "paper": Profile(
-        "paper",
-        Study(
-            *("cifar10", "cifar10-resnet164", None, 1000, 1000, None, None, None, 1e-3, None, None, 100),
+        name="paper",
+        cifar10=Study(
+            data="cifar10",
+            classifier="cifar10-resnet164",
+            n_images=1000,
+            pool=1000,
+            l1=1e-3,
+            images_per_batch=100,
             followed=(100, 4, None),
             schedule="paper",
         ),
-        Study(
-            *("imagenette", "resnet50", IMAGENETTE_LABELS, 1000, 1000, None, None, None, 2e-5, 28, None),
+        imagenette=Study(
+            data="imagenette",
+            classifier="resnet50",
+            labels=IMAGENETTE_LABELS,
+            n_images=1000,
+            pool=1000,
+            l1=2e-5,
+            n_points=28,
             schedule="paper",
             followed=(100, 2, None),
             held_out=200,
@@ -148,15 +189,15 @@ PROFILES = {
             masker_images=(192_000, 192_000, 12 * 9_469),
             preset="source",
         ),
-        TVS,
-        {"d": 1_000_000, "n_trials": 1000, "ds": (1_000, 10_000, 100_000, 1_000_000), "margins": (0.05, 0.1, 0.2, 0.4)},
+        tvs=TVS,
+        theory={"d": 1_000_000, "n_trials": 1000, "ds": (1_000, 10_000, 100_000, 1_000_000), "margins": (0.05, 0.1, 0.2, 0.4)},
     ),
 }
 """`smoke` shows that everything runs, `demo` fits a laptop, `paper` has the paper's sizes and wants a GPU."""
 
 
 def get_profile(name: str, schedule: str = "", precision: str = "") -> Profile:
-    """A profile by name, with another schedule or precision of mask learning than its own if one is named.
+    """A profile by name. A schedule or precision of mask learning replaces the profile's own.
 
     Raises:
         ValueError: unknown name, schedule or precision.
@@ -168,9 +209,9 @@ def get_profile(name: str, schedule: str = "", precision: str = "") -> Profile:
     if name not in list(PROFILES):
         raise ValueError(f"profile: expected one of {list(PROFILES)}, got {name!r}")
     profile = PROFILES[name]
-    told = {name: value for name, value in (("schedule", schedule), ("precision", precision)) if value}
-    LearnedMask(**told)  # type: ignore[arg-type]  # refuses what it does not know
-    return replace(profile, **{of: replace(getattr(profile, of), **told) for of in ("cifar10", "imagenette")})
+    changes: Any = {name: value for name, value in (("schedule", schedule), ("precision", precision)) if value}
+    LearnedMask(**changes)  # raises for unknown values
+    return replace(profile, cifar10=replace(profile.cifar10, **changes), imagenette=replace(profile.imagenette, **changes))
 
 
 def tv_sweep_methods(study: Study, tvs: tuple[float, ...], protocol: Protocol) -> dict[str, SaliencyMethod]:
@@ -181,13 +222,13 @@ def tv_sweep_methods(study: Study, tvs: tuple[float, ...], protocol: Protocol) -
 def table1_methods(
     study: Study, protocol: Protocol, checkpoints: str | Path | None = None, **settings: object
 ) -> dict[str, SaliencyMethod]:
-    """The rows of Table 1 in the paper's order, "cheating", and six rows that the paper does not have.
+    """The rows of Table 1 in the paper's order, then "cheating" and six rows that the paper does not have.
 
     Args:
         study: sizes.
-        protocol: whose loss the masks are learned with.
-        checkpoints: a folder with maskers for classifiers that none are shipped for.
-        settings: go to every learned mask.
+        protocol: its loss is the one that masks are learned with.
+        checkpoints: folder with the trained maskers of a classifier for which the kit ships none.
+        settings: of every learned mask.
     """
     prior = {
         "Gradient x Input": get_method("gradient_x_input"),
@@ -211,7 +252,7 @@ def table1_methods(
 
 
 def our_methods(study: Study, protocol: Protocol, **settings: object) -> dict[str, SaliencyMethod]:
-    """The paper's four settings; `settings` go to each of them."""
+    """The paper's four settings of its method; `settings` apply to all of them."""
     return {
         "Ours": study.learned_mask(protocol, **settings),
         "Ours (s=1)": study.learned_mask(protocol, scale=1, **settings),
@@ -229,7 +270,6 @@ PAPER_ROWS = (
 CHEAP_ROWS = ("Gradient x Input", "Dabkowski and Gal", "Phang et al.", "Random", "Centered Gaussian")
 """Rows of Table 1 whose maps do not depend on the protocol's loss."""
 
-
 SANITY_ROWS = ("Ours", "Gradient x Input", "Grad-CAM")
 """Rows of Table 1 whose maps are compared before and after layers are randomised."""
 
@@ -237,7 +277,7 @@ SANITY_ROWS = ("Ours", "Gradient x Input", "Grad-CAM")
 def masker_recipes(study: Study) -> dict[str, MaskerRecipe]:
     """How notebook 00 trains the maskers of a study: name of the checkpoint -> recipe.
 
-    With the preset `fast` batches and crops are small, the decoder narrow, and the class embedding starts from the classifier's weights.
+    The preset `fast` has small batches and crops, a narrow decoder, and a class embedding that starts from the classifier's weights.
     """
     first, second, third = study.masker_images
     sizes: dict[str, Any] = {"batch_size": 12, "size": 128, "eval_every": 10} if study.preset == "fast" else {"classes": study.labels}
@@ -250,13 +290,13 @@ def masker_recipes(study: Study) -> dict[str, MaskerRecipe]:
 
 
 def masker_of(kind: str, classifier: str, checkpoints: str | Path | None = None) -> str | Path:
-    """The masker for a classifier: the shipped one if there is one, else where notebook 00 leaves its own."""
+    """The masker of a classifier: the shipped one if there is one, else the path where notebook 00 saves the one it trains."""
     name = f"{kind}-{classifier}"
     return name if checkpoints is None or masker_path(name).is_file() else Path(checkpoints) / f"{name}.safetensors"
 
 
 def picture_methods(study: Study, protocol: Protocol, *names: str) -> dict[str, SaliencyMethod]:
-    """Methods of Table 1 for the few masks that are looked at: more steps."""
+    """Methods of Table 1 with more steps, for the few masks that are shown as pictures."""
     methods: dict[str, SaliencyMethod] = our_methods(study, protocol, n_steps=study.picture_steps)
     methods["Ours (cheating)"] = same_map_for_all_labels(methods["Ours"])
     return {name: methods[name] for name in names}

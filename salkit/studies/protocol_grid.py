@@ -1,8 +1,9 @@
-"""Which protocol did Table 1 come from? Every combination of what paper and code do differently, against the paper's columns."""
+"""Which protocol did Table 1 come from? Every combination of what differs between paper and code, against the paper's numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import get_args
 
 import numpy as np
@@ -20,11 +21,11 @@ THRESHOLDS = {name: (p.eps_completeness, p.eps_soundness) for name, p in PROTOCO
 CELL = ["softmax", "loss", "thresholds", "rule"]
 METRICS = ("completeness", "soundness")
 ROUNDING = 0.005
-"""The paper prints two decimals."""
+"""The paper prints two decimals, so its numbers are off by up to this much."""
 
 
 def cells(grid: Grid) -> Iterator[tuple[dict[str, str], xr.Dataset]]:
-    """Every cell with worst-case scores an image: names of its choices, and `completeness`, `soundness` `(method, image)`."""
+    """The cells of the grid: their choices by name, and the worst cases `completeness` and `soundness`, `(method, image)` each."""
     for (softmax, loss), result in grid.items():
         for thresholds, (eps_completeness, eps_soundness) in THRESHOLDS.items():
             for rule in get_args(AucRule):
@@ -38,34 +39,43 @@ def cells(grid: Grid) -> Iterator[tuple[dict[str, str], xr.Dataset]]:
 def grid_table(grid: Grid, paper: pd.DataFrame) -> pd.DataFrame:
     """One row a (cell, method, metric): the paper's value, ours with its 95 % bootstrap interval, the difference, and a test.
 
-    `p_value` is that of the paper's value for our mean (`exclusion_p_value`), and `excluded` whether it is below 0.05 for all numbers of
-    the cell together (Bonferroni): then this cell on this net does not give the paper's number. A bootstrap interval could not say that
-    of few images, since it never leaves the range of what they show.
+    `p_value` is `exclusion_p_value` of our mean. `excluded` says whether it is below 0.05 after Bonferroni's correction for all numbers of
+    the cell: then this cell, on this net, does not give the paper's number. The bootstrap interval cannot say that of few images, because
+    it never leaves the range of their scores.
 
     Args:
         grid: (softmax_over, loss) -> evaluation with `insertion_curve`.
         paper: columns `method, metric, value`.
     """
+    table = _compared(grid, paper)
+    intervals = [bootstrap_interval(scores) for scores in table.pop("scores")]
+    for place, end in enumerate(("low", "high"), table.columns.get_loc("ours") + 1):
+        table.insert(place, end, [getattr(interval, end) for interval in intervals])
+    return table
+
+
+def _compared(grid: Grid, paper: pd.DataFrame) -> pd.DataFrame:
+    """`grid_table` without intervals, and with the scores of each row's images in the column `scores`."""
     known = {(row.method, row.metric): row.value for row in paper.itertuples()}
     rows = []
-    for names, scores in cells(grid):
-        compared = sum((m, metric) in known for m in scores.method.values for metric in METRICS)
-        for method in scores.method.values:
-            for metric in METRICS:
-                values = scores[metric].sel({"method": method}).values
-                ours = bootstrap_interval(values)
-                target = known.get((method, metric), float("nan"))
-                p_value = exclusion_p_value(ours.mean, target, ours.n)
-                numbers = [target, ours.mean, ours.low, ours.high, ours.n, ours.mean - target, p_value, p_value * compared < 0.05]
-                rows.append([*names.values(), method, metric, *numbers])
-    return pd.DataFrame(rows, columns=[*CELL, "method", "metric", "paper", "ours", "low", "high", "n", "difference", "p_value", "excluded"])
+    for names, worst in cells(grid):
+        compared = sum((m, metric) in known for m in worst.method.values for metric in METRICS)
+        for method, metric in product(worst.method.values, METRICS):
+            scores = worst[metric].sel({"method": method}).values
+            scores = scores[~np.isnan(scores)].astype(np.float64)
+            target, ours = known.get((method, metric), np.nan), scores.mean() if len(scores) else np.nan
+            p_value = exclusion_p_value(ours, target, len(scores))
+            numbers = [target, ours, len(scores), ours - target, p_value, p_value * compared < 0.05, scores]
+            rows.append([*names.values(), method, metric, *numbers])
+    columns = [*CELL, "method", "metric", "paper", "ours", "n", "difference", "p_value", "excluded", "scores"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def exclusion_p_value(mean: float, paper: float, n: int) -> float:
-    """Probability of a mean as far away over n images if the paper's value were the true one; at most, whatever the scores' distribution.
+    """Bound on the probability of a mean as far from the paper's value over n images, if that value were the true mean.
 
-    Hoeffding's (1963) bound for scores in [0, 1]: `2 exp(-n KL(mean || paper))`, KL of two coins; the paper's value may be off by its
-    rounding. NaN where the paper has none.
+    It holds for any distribution of scores in [0, 1] (Hoeffding 1963): `2 exp(-n KL(mean || paper))`, with the Kullback-Leibler divergence
+    of two coins. The paper's value may be off by its rounding. NaN where the paper has no value.
 
     Example:
         >>> round(exclusion_p_value(0.001, 0.58, 3), 2), exclusion_p_value(0.001, 0.58, 30) < 1e-10
@@ -83,15 +93,15 @@ def _coin_divergence(a: float, b: float) -> float:
 
 
 def cell_summary(grid: Grid, paper: pd.DataFrame, n_resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
-    """One row a cell, the closest first: how far its columns are from the paper's, over the methods the paper has.
+    """How far each cell is from the paper, over the paper's methods: one row a cell, the closest first.
 
     Returns:
-        The cell's choices; for each metric the mean absolute distance and the rank correlation with the paper's column; `distance`, the
-        mean over both metrics with the interval `low` to `high` from resampling images (all methods together); `excluded`, how many of
-        the `compared` numbers are excluded (see `grid_table`); `verdict`, `"compatible"` where none is; `n` images; and `n_to_exclude`,
-        how many images would exclude one number if the means stayed as they are.
+        The cell's choices; for each metric the mean absolute distance from the paper's column and the rank correlation with it; `distance`,
+        the mean over both metrics, with its interval `low` to `high` from resampling images (the same for all methods); `excluded`, how
+        many of the `compared` numbers are excluded (see `grid_table`); `verdict`, `"compatible"` if that is 0; `n` images; and
+        `n_to_exclude`, how many images would exclude a number if the means did not change.
     """
-    table = grid_table(grid, paper)
+    table = _compared(grid, paper)
     values = paper.pivot(index="method", columns="metric", values="value")
     rng = np.random.default_rng(seed)
     rows = []
@@ -117,15 +127,15 @@ def cell_summary(grid: Grid, paper: pd.DataFrame, n_resamples: int = 2_000, seed
 
 
 def requirements(grid: Grid, method: str = "Ours", level: float = 0.84) -> pd.DataFrame:
-    """What worst-case completeness and soundness of `level` require of a method's areas, and what was measured.
+    """The areas that worst-case completeness and soundness of `level` require of a method, beside the measured ones.
 
     A false label with f below the threshold eps has soundness of at least `level` only if its g is at most `eps / level`; the prediction
     is complete to that level only if its g is at least `level * f`.
 
     Returns:
-        One row a (softmax, loss, thresholds): `g_allowed` of any false label, `g_false`, the median over images of the largest g of a
-        label that was not predicted, `images_below`, the share of images where it is allowed; `g_over_f` of the prediction (median), to be
-        compared with `level`; `n` images. Areas are by the rule of Definition 3.5.
+        One row a (softmax, loss, thresholds): `g_allowed`, the largest g allowed for a false label; `g_false`, the median over images of
+        the largest g of a label that is not predicted; `images_below`, the share of images all of whose false labels are sound to that
+        level; `g_over_f` of the prediction (median), to compare with `level`; `n` images. Areas follow the rule of Definition 3.5.
     """
     rows = []
     for (softmax, loss), result in grid.items():
@@ -143,12 +153,12 @@ def requirements(grid: Grid, method: str = "Ours", level: float = 0.84) -> pd.Da
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """NaN where a column is constant: it has no order."""
+    """Spearman's; NaN if a column is constant."""
     return float(stats.spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else float("nan")
 
 
 def conclusion(summary: pd.DataFrame, needs: pd.DataFrame) -> str:
-    """What the grid says, in words made from its numbers (`cell_summary` and `requirements`)."""
+    """The result of the grid in words, from the numbers of `cell_summary` and `requirements`."""
 
     def name(row: pd.Series) -> str:
         return f"softmax over {row.softmax}, loss {row.loss}, {row.thresholds} thresholds, {row['rule']} rule"
@@ -186,20 +196,20 @@ def _range(values: pd.Series, form: str = ".2f") -> str:
 
 
 def label_free_bound(mean_soundness: float, at_least: float = 0.5, n_labels: int = 10, thresholds: str = "paper") -> tuple[float, float]:
-    """What a mean soundness of maps that ignore the label requires of the net under a softmax over the label list.
+    """What the net must be like for maps that ignore the label to reach a mean soundness, under a softmax over the label list.
 
     The areas of one map sum to 1 over the list, so with h that of the predicted label the largest other is at least
     `(1 - h) / (n_labels - 1)`, and the soundness of an image is at most `eps (n_labels - 1) / (1 - h)` while its false labels have f below
     eps. A mean of s needs a share of `(s - t) / (1 - t)` of the images, or more, to be sounder than t.
 
     Args:
-        mean_soundness: s, a value of the paper's column.
+        mean_soundness: s, for example a value of the paper's column.
         at_least: t.
         n_labels: length of the list.
-        thresholds: whose eps.
+        thresholds: `"paper"` or `"released"`, to choose eps.
 
     Returns:
-        The share of images and the h that each of them needs at least, both in [0, 1].
+        The least share of images, and the least h that each of them needs, both in [0, 1].
 
     Example:
         >>> share, h = label_free_bound(0.71)  # Table 1's Centered Gaussian

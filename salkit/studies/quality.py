@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,13 +11,13 @@ import torch
 from torch import Tensor
 
 from salkit.curves import auc, insertion_curve
-from salkit.data.files import data_dir
 from salkit.data.images import ImageSet
 from salkit.methods import LearnedMask
+from salkit.methods.base import heatmaps_one_by_one
 from salkit.models.classifier import Classifier
-from salkit.models.passes import even_size, in_parallel, pass_size
+from salkit.models.passes import pass_by_pass, pass_size
 from salkit.scores import completeness, soundness
-from salkit.statistics import paired_comparison, short
+from salkit.statistics import paired_comparison
 
 SCORES = {
     "completeness": "worst-case completeness",
@@ -104,21 +102,17 @@ def _learn_along(
     most: int | None,
 ) -> dict[int, Tensor]:
     """Heatmaps `(N, H, W)` after 1, 2, 5, 10, 20, ... steps and the last one: composites spent on a pair -> heatmaps."""
-    wanted = scored_steps(method, most)
-    last = max(wanted)
+    wanted = sorted(scored_steps(method, most))
 
-    def learn(some: Tensor) -> list[Tensor]:
-        found = []
-        for step, logits in enumerate(method.trajectory(classifier, inputs[some], target[some], pool, seed, [ids[i] for i in some]), 1):
-            if step in wanted:
-                found.append(method.heatmaps(logits.half().float(), inputs.shape[-2:]))
-            if step == last:
-                break
-        return found
+    def learn(rows: Tensor) -> Tensor:
+        along = method.trajectory(classifier, inputs[rows], target[rows], pool, seed, [ids[i] for i in rows])
+        steps = enumerate(itertools.islice(along, wanted[-1]), 1)
+        return torch.stack([logits.clone() for step, logits in steps if step in wanted], 1)
 
-    size = even_size(len(inputs), pass_size(inputs, method.composites_per_step), inputs.device)
-    parts = list(in_parallel(learn, torch.arange(len(inputs)).split(size), inputs.device))
-    return {step * method.composites_per_step: torch.cat(maps) for step, maps in zip(sorted(wanted), zip(*parts, strict=True), strict=True)}
+    logits = pass_by_pass(learn, ids, pass_size(inputs, method.composites_per_step), inputs.device)
+    return {
+        step * method.composites_per_step: heatmaps_one_by_one(method, logits[:, i], inputs.shape[-2:]) for i, step in enumerate(wanted)
+    }
 
 
 def per_image(measured: pd.DataFrame) -> pd.DataFrame:
@@ -166,38 +160,3 @@ def _mean_over_seeds(ends: pd.DataFrame, name: str) -> pd.DataFrame:
     schedule, _, seed = name.partition("/")
     chosen = ends[(ends.schedule == schedule) & ((ends.seed == int(seed)) if seed else True)]
     return chosen.groupby("image")[list(SCORES)].mean()
-
-
-def measured_quality() -> dict[str, pd.DataFrame]:
-    """What was measured at full length for this version: case -> table of `learning_quality` (see `data/measured/README.md`)."""
-    table = pd.read_csv(measured_path("passes_to_quality.csv"))
-    return {str(case): rows.drop(columns="case").reset_index(drop=True) for case, rows in table.groupby("case", sort=False)}
-
-
-def measured_bench(name: str = "bench_cpu.json") -> pd.DataFrame:
-    """What `make bench` measured for this version: a row for each ratio, a column for each net; `attrs["machine"]` says where.
-
-    A cell has the median over rounds, in brackets the extremes, and where there is one the target and whether it was met.
-    """
-    found = json.loads(measured_path(name).read_text())
-    rows = [row for row in found["rows"] if row["unit"] != "composites/s" and "values" in row]
-    cells = pd.DataFrame({"net": [r["case"] for r in rows], "task": [r["task"] for r in rows], "ratio": [r["name"] for r in rows]})
-    cells["found"] = [_with_target(row) for row in rows]
-    table = cells.pivot(index=["task", "ratio"], columns="net", values="found").fillna("")
-    table = table.loc[list(dict.fromkeys(zip(cells.task, cells.ratio, strict=True))), list(dict.fromkeys(cells.net))]
-    where = found["machine"]
-    device = where["cpu"] if where["device"] == "cpu" else where["device"]
-    table.attrs["machine"] = f"{device}, {where['cores']} cores, torch {where['torch']}, commit {where['commit']}, {where['date'][:10]}"
-    return table
-
-
-def _with_target(row: Mapping[str, Any]) -> str:
-    found = short(row["median"])
-    if len(row["values"]) > 1:
-        found += f" [{short(min(row['values']))}, {short(max(row['values']))}]"
-    return found + (f"; {row['target']}: {row['verdict']}" if "target" in row else "")
-
-
-def measured_path(name: str) -> Path:
-    """A file of measured results that the kit ships."""
-    return data_dir() / "measured" / name

@@ -1,8 +1,7 @@
-"""The runs behind the notebooks: what is evaluated on what, at a profile's size; computed once and kept."""
+"""The experiments behind the notebooks, at the size of a profile. Each is computed once and kept in a store."""
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,9 +24,9 @@ from salkit.engine.shards import Part
 from salkit.evaluation.evaluate import evaluate, probabilities
 from salkit.evaluation.results import rescore
 from salkit.evaluation.tasks import Source, Table
-from salkit.methods import LearnedMask, SaliencyMethod, masker_training
+from salkit.methods import LearnedMask, SaliencyMethod
 from salkit.methods.learned_mask import SCHEDULES
-from salkit.methods.masker import masker_metadata, save_masker
+from salkit.methods.masker import MaskerMethod, masker_metadata, save_masker
 from salkit.methods.masker_training import make_masker, taps_of, train_masker
 from salkit.models.classifier import Classifier, resolve_device
 from salkit.models.zoo import load_classifier
@@ -36,6 +35,7 @@ from salkit.studies.profiles import (
     CHEAP_ROWS,
     PAPER_ROWS,
     SANITY_ROWS,
+    Profile,
     Study,
     get_profile,
     masker_recipes,
@@ -48,25 +48,25 @@ from salkit.studies.quality import learning_quality
 from salkit.studies.sanity import STAGES, layer_randomisation
 
 Pick = Callable[[ImageSet, Tensor], tuple[ImageSet, Tensor | None]]
-"""Chooses images and their labels from all images of a study and their probabilities."""
+"""From all images of a study and their probabilities: the images to explain, and their labels (None for all)."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """What the notebooks compute, at the size of a profile; everything is kept in one store and computed once.
+    """The experiments of the notebooks, at the size of a profile. Each is computed once and kept in one store.
 
     Args:
         profile: smoke, demo or paper.
         seed: of every random draw.
-        device: `"auto"`, or where to compute.
-        output_dir: what the notebooks leave behind; trained maskers are looked for in its `checkpoints`.
-        store: where results are kept; default `output_dir/store`, and without an `output_dir` nowhere.
+        device: where to compute; `"auto"` for a GPU if there is one.
+        output_dir: folder of the notebooks' results; trained maskers are in its `checkpoints`.
+        store: folder of the store; default `output_dir/store`. With neither, results are not kept.
         executor: `"serial"`, `"dask"` or the address of a Dask scheduler, see `salkit.engine.executors`.
-        workers: of `"dask"`; None for one a GPU, or one a core.
+        workers: number of workers of `"dask"`; None for one a GPU, or one a core.
         schedule, precision: of mask learning, see `LearnedMask`; empty for the profile's.
 
     Raises:
-        ValueError: unknown profile, schedule, precision, executor or device, or a seed that is none.
+        ValueError: unknown profile, schedule, precision, executor or device, or a seed that is not an integer >= 0.
 
     Example:
         >>> Runs("smoke").chosen.cifar10.n_images
@@ -91,8 +91,8 @@ class Runs:
             resolve_device(self.device)
 
     @property
-    def chosen(self) -> Any:
-        """The profile."""
+    def chosen(self) -> Profile:
+        """The profile, with the `schedule` and `precision` that were given."""
         return get_profile(self.profile, self.schedule, self.precision)
 
     def tv_sweep(self) -> xr.Dataset:
@@ -112,15 +112,15 @@ class Runs:
     def protocol_grid(self) -> dict[tuple[str, str], xr.Dataset]:
         """Evaluate our four settings and the cheap rows for each softmax scope and loss (notebook 06), with curves.
 
-        Maps are learned once a (scope, loss), on the first images of Table 1's; the maps of the cheap rows depend on neither, their
-        scores on the scope. What Table 1 has computed is taken from there.
+        The images are the first ones of Table 1. Maps are learned once for each (scope, loss); those of the cheap rows depend on neither,
+        but their scores depend on the scope. Results that Table 1 has are taken from there.
 
         Returns:
             (softmax_over, loss) -> evaluation of the same methods and images.
         """
         study = self.chosen.imagenette
-        every = self._methods()
-        cheap = {name: every[name] for name in CHEAP_ROWS}
+        methods = self._methods()
+        cheap = {name: methods[name] for name in CHEAP_ROWS}
         names = [*our_methods(study, PROTOCOLS["paper"]), *cheap]
         grid = {("all", "nll"): self.table1().isel(image=slice(study.grid_images)).sel({"method": names})}
         for protocol in (Protocol("all", loss="released"), Protocol("labels", loss="nll"), Protocol("labels", loss="released")):
@@ -134,14 +134,14 @@ class Runs:
         return grid
 
     def table1_under(self, protocol: Protocol) -> xr.Dataset:
-        """The paper's eleven rows of Table 1 under another protocol; on the grid's images where maps or probabilities depend on it."""
+        """The paper's eleven rows of Table 1 under another protocol, on the images of the grid unless scope and loss are Table 1's."""
         table1 = self.table1()
         scope, rule = (protocol.softmax_over, protocol.loss), protocol.auc_rule
         if scope == ("all", "nll"):
             result = table1
         else:
-            grid, every = self.protocol_grid()[scope], self._methods(protocol)
-            rest = {name: every[name] for name in ("iGOS++", "Fong and Vedaldi")}
+            grid, methods = self.protocol_grid()[scope], self._methods(protocol)
+            rest = {name: methods[name] for name in ("iGOS++", "Fong and Vedaldi")}
             more = self._grid(self.chosen.imagenette, rest, replace(protocol, loss="nll"), "slow")
             result = _joined([grid, more[list(grid.data_vars)]])
         curves = torch.from_numpy(result.insertion_curve.transpose("method", "image", "label", "kept").values)
@@ -150,25 +150,33 @@ class Runs:
         return rescore(result.assign(insertion_auc=areas), protocol).sel({"method": rows})
 
     def two_labels(self, *, picture: bool = False) -> xr.Dataset:
-        """Evaluate methods on the images with the most probable second-best class, for their two best classes each.
+        """Evaluate methods for the two most probable labels of each image, on the images whose second label is the most probable.
 
-        Many images and all methods of Table 1 measure best effort (Figure 4, right) where no label of the list but the true one is
-        plausible; with `picture` it is the first image, three methods and their heatmaps (Figure 2).
+        All methods of Table 1 on many images measure best effort (Figure 4, right). With `picture` it is one image, three methods and
+        their heatmaps (Figure 2).
+
+        The two labels are the best of all classes of the net. They are the best of the label list if some masker is trained for that list
+        only, as in the profile `paper`, and so all methods can be asked. `attrs["two_best_of"]` says which.
         """
-        study = replace(self.chosen.imagenette, labels=None, held_out=0)
-        methods = self._methods()
+        study = replace(self.chosen.imagenette, held_out=0)
         if picture:
             methods = picture_methods(study, PROTOCOLS["paper"], "Ours", "Ours (TV=0.001)", "Ours (cheating)")
+        else:
+            methods = self._methods()
+        maskers = [method.network() for method in methods.values() if isinstance(method, MaskerMethod)]
+        all_classes = all(isinstance(masker.settings["classes"], int) for masker in maskers)
+        study = replace(study, labels=None if all_classes else study.labels)
 
         def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, Tensor]:
             top = prob.topk(2)
             second = top.values[:, 1].argsort(descending=True)[: 1 if picture else study.own_label_images]
             return images.subset(second), top.indices[second]
 
-        return self._evaluate("figure2" if picture else "two_labels", study, methods, pick, keep_heatmaps=picture)
+        result = self._evaluate("figure2" if picture else "two_labels", study, methods, pick, keep_heatmaps=picture)
+        return result.assign_attrs(two_best_of="all classes" if all_classes else "the label list")
 
     def gallery(self) -> xr.Dataset:
-        """Evaluate the paper's method for every label of the image with the most confident prediction."""
+        """Evaluate the paper's method for every label of the image whose prediction is the most confident."""
         study = replace(self.chosen.imagenette, held_out=0)
         ours = picture_methods(study, PROTOCOLS["paper"], "Ours")
 
@@ -178,10 +186,10 @@ class Runs:
         return self._evaluate("gallery", study, ours, pick, keep_heatmaps=True)
 
     def sanity(self) -> xr.Dataset:
-        """Layer randomisation (notebook 05): ours and two cheap methods, both ways, on a few images."""
+        """Layer randomisation (notebook 05) of ours and two cheap methods, in both modes, on a few images."""
         study, protocol = self.chosen.imagenette, PROTOCOLS["paper"]
-        every = self._methods()
-        methods = {name: every[name] for name in SANITY_ROWS}
+        table1 = self._methods()
+        methods = {name: table1[name] for name in SANITY_ROWS}
         classifier = load_classifier(study.classifier, study.labels, protocol.softmax_over)
         images = study.images()
         images = images.sample(min(study.sanity_images, len(images)), self.seed)
@@ -196,14 +204,14 @@ class Runs:
             )
 
     def schedules(self) -> dict[str, pd.DataFrame]:
-        """Scores along the learning of both schedules, for a few images of each study (notebook 07): data set -> `learning_quality`."""
-        found = {}
+        """Scores during learning with both schedules, for a few images of each study (notebook 07): data set -> `learning_quality`."""
+        scores = {}
         for study, scale in ((self.chosen.cifar10, 1), (self.chosen.imagenette, 4)):
-            every, (n, labels_per_image, most) = study.images(), study.followed
-            found[study.data] = self.table(
+            images, (n, labels_per_image, most) = study.images(), study.followed
+            scores[study.data] = self.table(
                 learning_quality,
                 classifier=load_classifier(study.classifier, study.labels, "all", self.device),
-                images=every.sample(min(n, len(every)), self.seed),
+                images=images.sample(min(n, len(images)), self.seed),
                 pool=load_distractors(study.data, n=study.pool, seed=self.seed),
                 methods={name: LearnedMask(scale, l1=study.l1, schedule=name) for name in SCHEDULES},
                 labels_per_image=labels_per_image,
@@ -211,7 +219,7 @@ class Runs:
                 seed=self.seed,
                 most=most,
             )
-        return found
+        return scores
 
     def table(self, function: Callable[..., pd.DataFrame], **settings: Any) -> pd.DataFrame:
         """The table that a function makes of these settings, kept like everything else (notebook 01).
@@ -221,8 +229,7 @@ class Runs:
             >>> Runs("smoke").table(theory_study.theorem_lengths, ds=[1000], margins=[0.2], delta=0.05).L1.item()
             150
         """
-        needed = [m for m in vars(inspect.getmodule(function)).values() if inspect.ismodule(m) and m.__name__.startswith("salkit.")]
-        about = describe_experiment("table", function.__name__, 1, needed, function=function, settings=settings)
+        about = describe_experiment("table", function.__name__, 1, function=function, settings=settings)
         nothing = torch.zeros(0, 3, 1, 1)
         with self._engine() as engine:
             part, source = Part(about, Table(function, settings)), Source(Classifier(nn.Identity()), nothing, (), nothing)
@@ -232,10 +239,10 @@ class Runs:
         return pd.DataFrame({name: columns[name] for name in columns["columns"]})
 
     def train_maskers(self) -> pd.DataFrame:
-        """Train the maskers of the ImageNet classifier (notebook 00) and keep them under `output_dir/checkpoints`.
+        """Train the maskers of the ImageNet classifier (notebook 00) and save them in `output_dir/checkpoints`.
 
-        A training that was stopped goes on where it was; one that is done is not repeated. `paper` trains on Imagenette's training images,
-        the other profiles show the training on the packaged images outside the label list (the maskers they use are shipped).
+        A stopped training goes on where it was; a finished one is not repeated. `paper` trains on Imagenette's training images. The other
+        profiles use the shipped maskers and only show a short training, on the packaged images outside the label list.
 
         Returns:
             The learning curves: column `masker`, and those of `train_masker`.
@@ -250,7 +257,7 @@ class Runs:
         for name, recipe in masker_recipes(study).items():
             recipe = replace(recipe, seed=self.seed)
             settings = {"recipe": recipe, "classifier": study.classifier, "data": study.data}
-            key = describe_experiment("masker", name, 1, [masker_training], **settings).key
+            key = describe_experiment("masker", name, 1, **settings).key
             path = folder / f"{name}-{study.classifier}.safetensors"
             if not path.is_file() or masker_metadata(path).get("settings_key") != key:
                 classifier = load_classifier(study.classifier, device=resolve_device(self.device))
@@ -277,7 +284,7 @@ class Runs:
         return table1_methods(self.chosen.imagenette, protocol, self._checkpoints, **settings)
 
     def _grid(self, study: Study, methods: dict[str, SaliencyMethod], protocol: Protocol, rows: str = "ours") -> xr.Dataset:
-        """Methods under another protocol, on the first images of Table 1's sample."""
+        """Evaluate methods under another protocol, on the first images of Table 1."""
 
         def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, None]:
             sample = images.sample(min(study.n_images, len(images)), self.seed)
@@ -295,7 +302,7 @@ class Runs:
         protocol: Protocol = PROTOCOLS["paper"],
         **kept: bool,
     ) -> xr.Dataset:
-        """Evaluate methods at a study's size, on a sample with all labels or on what `pick` chooses."""
+        """Evaluate methods at a study's size: all labels of a random sample, or the images and labels that `pick` chooses."""
         classifier = load_classifier(study.classifier, study.labels, protocol.softmax_over)
         images, targets, held_out = study.images(), None, None
         with self._engine() as engine:
@@ -326,5 +333,5 @@ class Runs:
 
 
 def _joined(parts: list[xr.Dataset]) -> xr.Dataset:
-    """Evaluations of different methods on the same images as one."""
+    """One evaluation from those of different methods on the same images."""
     return xr.concat(parts, "method", data_vars="minimal", coords="minimal", compat="override", join="override", combine_attrs="override")

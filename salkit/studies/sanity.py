@@ -1,10 +1,12 @@
-"""Layer randomisation (Adebayo et al. 2018): does a map change when the net forgets what it learned?"""
+"""Layer randomisation (Adebayo et al. 2018): does a map change when the net's weights are replaced by random ones?"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,8 +20,9 @@ from torch import Tensor, nn
 from salkit.checks import check_choice, check_integer
 from salkit.data.images import ImageSet
 from salkit.engine.executors import Engine, open_engine
-from salkit.evaluation.evaluate import check_methods, check_scene, probabilities
+from salkit.evaluation.arguments import check_methods, check_scene
 from salkit.evaluation.evaluate import explain as heatmaps_of
+from salkit.evaluation.evaluate import probabilities
 from salkit.methods import SaliencyMethod
 from salkit.models.classifier import Classifier
 from salkit.progress import progress_bar
@@ -27,21 +30,17 @@ from salkit.progress import progress_bar
 Mode = Literal["cascading", "independent"]
 Explain = Literal["original", "randomised"]
 
+_CIFAR_RESNET: dict[str, tuple[str, ...]] = {
+    "output": ("output",),
+    "stage3": ("features.stage3",),
+    "stage2": ("features.stage2",),
+    "stage1": ("features.stage1",),
+    "init": ("features.init_block",),
+}
+
 STAGES: dict[str, dict[str, tuple[str, ...]]] = {
-    "cifar10-resnet20": {
-        "output": ("output",),
-        "stage3": ("features.stage3",),
-        "stage2": ("features.stage2",),
-        "stage1": ("features.stage1",),
-        "init": ("features.init_block",),
-    },
-    "cifar10-resnet164": {
-        "output": ("output",),
-        "stage3": ("features.stage3",),
-        "stage2": ("features.stage2",),
-        "stage1": ("features.stage1",),
-        "init": ("features.init_block",),
-    },
+    "cifar10-resnet20": _CIFAR_RESNET,
+    "cifar10-resnet164": _CIFAR_RESNET,
     "efficientnet-lite0": {
         "fc": ("_fc",),
         "head": ("_conv_head", "_bn1"),
@@ -59,17 +58,17 @@ STAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "conv1": ("conv1", "bn1"),
     },
 }
-"""Stages of the kit's classifiers from the output to the input, each with the modules it is made of."""
+"""Classifier -> its stages from the output to the input -> names of the modules of each."""
 
 
 def randomise(net: nn.Module, modules: Sequence[str], seed: int = 0) -> nn.Module:
     """A copy of a net in which the modules of these names have new random parameters.
 
-    They are drawn by PyTorch's own initialisers of the layers (`reset_parameters`), which may differ from those of the net's authors.
-    Batch norms get weight 1 and bias 0 but keep their running statistics, which are no parameters (as in the authors' TensorFlow code).
+    PyTorch's initialiser of each layer (`reset_parameters`) draws them; the net's authors may have used others. Batch norms get weight 1
+    and bias 0 and keep their running statistics, which are not parameters (as in the TensorFlow code of Adebayo et al.).
 
     Raises:
-        ValueError: the net has no module of that name.
+        ValueError: the net has no module of such a name.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2))
@@ -114,69 +113,75 @@ def layer_randomisation(
     """Similarity of maps before and after randomising a net's stages.
 
     Args:
-        classifier: the trained net; its predictions are what is explained.
+        classifier: the trained net; the methods explain its predictions.
         stages: name -> names of modules, from the output to the input, such as `STAGES["resnet50"]`.
-        images: what is explained.
+        images: the images to explain.
         methods: name -> method.
         modes: `"cascading"` randomises all stages from the output down to this one, `"independent"` this one alone.
-        explain: keep explaining the `"original"` prediction, or that of the `"randomised"` net, as the authors' notebooks do.
+        explain: explain the `"original"` prediction, or that of the `"randomised"` net as the authors' notebooks do.
         distractors: for methods that need them; None takes `images`.
         seed: of weights and draws.
         device: where to compute, see `evaluate`.
-        engine: keeps the maps of every net in its store; None keeps nothing.
-        show_progress: a bar over the nets.
+        engine: keeps the maps of every net in its store; None keeps none.
+        show_progress: whether to show a bar over the nets.
 
     Returns:
         Variables `spearman`, `spearman_absolute`, `ssim`, `hog` with dims `(mode, stage, method, image)`, see `similarity`; and for the
         first image `heatmap (mode, stage, method, y, x)`, `original (method, y, x)` and `pixels (y, x, channel)`.
 
     Raises:
-        ValueError: unknown modules, modes or `explain`.
+        ValueError: unknown modules, modes or `explain`, or no modes or stages.
+        TypeError: `images` is not an `ImageSet`.
     """
     check_choice("explain", explain, get_args(Explain))
     for mode in modes:
         check_choice("modes", mode, get_args(Mode))
+    if not (modes and stages):
+        raise ValueError(f"modes, stages: expected at least one of each, got {list(modes)} and {list(stages)}")
     if not isinstance(images, ImageSet):
         raise TypeError(f"images: expected an ImageSet, got {type(images).__name__}")
-    check_scene(classifier, images, distractors)
+    _, _, pool = check_scene(classifier, images, distractors)
     check_methods(methods)
     check_integer("seed", seed)
     _check_modules(classifier.net, [name for stage in stages.values() for name in stage])
-    if engine is None:
-        with open_engine(None, show_progress=False) as own:
-            settings = {"modes": modes, "explain": explain, "distractors": distractors, "seed": seed, "device": device}
-            return layer_randomisation(classifier, stages, images, methods, **settings, engine=own, show_progress=show_progress)  # type: ignore[arg-type]
-    names, quiet = list(stages), replace(engine, show_progress=False)
-    pool = (images if distractors is None else distractors).images
-    prediction = probabilities(classifier, images, quiet, device).argmax(1)
-
     run: list[str] = []
+    with open_engine(None, show_progress=False) if engine is None else nullcontext(engine) as shared:
+        quiet = replace(shared, show_progress=False)
 
-    def maps(net: Classifier, target: Tensor) -> dict[str, np.ndarray]:
-        where = {"distractors": pool, "engine": quiet, "name": "layer_randomisation", "seed": seed, "device": device, "run": run}
-        return {name: heatmaps.numpy() for name, heatmaps in heatmaps_of(net, images, methods, target, **where).items()}  # type: ignore[arg-type]
+        def predict(net: Classifier) -> Tensor:
+            return probabilities(net, images, quiet, device).argmax(1)
 
-    original = maps(classifier, prediction)
-    shape = (len(modes), len(names), len(methods), len(images))
-    found = {name: np.empty(shape, np.float32) for name in SIMILARITIES}
-    shown = np.empty((*shape[:3], *images.images.shape[-2:]), np.float32)
-    for at in progress_bar(list(np.ndindex(*shape[:2])), show_progress, desc="randomised nets"):
-        mode, last = modes[at[0]], at[1]
-        which = names[: last + 1] if mode == "cascading" else names[last : last + 1]
-        net = randomise(classifier.net, [module for stage in which for module in stages[stage]], seed)
-        changed = Classifier(net, classifier.labels, classifier.softmax_over)
-        target = prediction if explain == "original" else probabilities(changed, images, quiet, device).argmax(1)
-        for m, (name, heatmaps) in enumerate(maps(changed, target).items()):
-            shown[(*at, m)] = heatmaps[0]
-            for i, pair in enumerate(zip(original[name], heatmaps, strict=True)):
-                for measure, value in similarity(*pair).items():
-                    found[measure][(*at, m, i)] = value
-    dims = ("mode", "stage", "method", "image")
-    coords = {"mode": list(modes), "stage": names, "method": list(methods), "image": list(images.ids)}
-    result = xr.Dataset({name: (dims, values) for name, values in found.items()}, coords)
-    result["heatmap"] = ((*dims[:3], "y", "x"), shown)
-    result["original"] = (("method", "y", "x"), np.stack([heatmaps[0] for heatmaps in original.values()]))
+        def maps(net: Classifier, target: Tensor) -> np.ndarray:
+            where: Any = {"distractors": pool, "engine": quiet, "name": "layer_randomisation", "seed": seed, "device": device, "run": run}
+            return np.stack([heatmaps.numpy() for heatmaps in heatmaps_of(net, images, methods, target, **where).values()])
+
+        prediction = predict(classifier)
+        original, parts = maps(classifier, prediction), []
+        for mode, last in progress_bar(list(product(modes, range(len(stages)))), show_progress, desc="randomised nets"):
+            net = randomise(classifier.net, _modules(stages, mode, last), seed)
+            changed = Classifier(net, classifier.labels, classifier.softmax_over)
+            heatmaps = maps(changed, prediction if explain == "original" else predict(changed))
+            parts.append(_similarities(original, heatmaps) | {"heatmap": heatmaps[:, 0]})
+    arrays = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    arrays = {name: values.reshape(len(modes), len(stages), *values.shape[1:]) for name, values in arrays.items()}
+    dims = ("mode", "stage", "method")
+    coords = {"mode": list(modes), "stage": list(stages), "method": list(methods), "image": list(images.ids)}
+    result = xr.Dataset({name: ((*dims, "image"), arrays[name]) for name in SIMILARITIES}, coords)
+    result["heatmap"] = ((*dims, "y", "x"), arrays["heatmap"])
+    result["original"] = (("method", "y", "x"), original[:, 0])
     return result.assign(pixels=(("y", "x", "channel"), images.subset([0]).pixels()[0].numpy()))
+
+
+def _modules(stages: Mapping[str, Sequence[str]], mode: Mode, last: int) -> list[str]:
+    """Modules of the stage of this number, and with `"cascading"` of all stages before it."""
+    first = 0 if mode == "cascading" else last
+    return [module for stage in list(stages.values())[first : last + 1] for module in stage]
+
+
+def _similarities(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
+    """Each measure of `similarity` for maps `(method, image, H, W)`: name -> `(method, image)` float32."""
+    scores = [[similarity(a, b) for a, b in zip(*maps, strict=True)] for maps in zip(before, after, strict=True)]
+    return {name: np.array([[values[name] for values in row] for row in scores], np.float32) for name in SIMILARITIES}
 
 
 SIMILARITIES = ("spearman", "spearman_absolute", "ssim", "hog")
@@ -188,7 +193,7 @@ def similarity(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     Returns:
         `spearman` rank correlation, `spearman_absolute` the same of absolute values clipped at their 99th percentile, `ssim` with
         Gaussian weights of the maps scaled to [0, 1], and `hog`, the Pearson correlation of histograms of oriented gradients in cells
-        of a fourteenth of the side (16 pixels of 224). Where a map, or what a measure makes of it, is constant, it is like nothing: 0.
+        of a fourteenth of the side (16 pixels of 224). A measure is 0 where a map, or what the measure computes from it, is constant.
 
     Example:
         >>> ramp = np.arange(1024.0).reshape(32, 32)

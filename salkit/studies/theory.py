@@ -1,18 +1,19 @@
 """Theorem 5.1: why a mask that must be an interval is sound, on the linear toy model x -> w^T x.
 
 The model: ||x||_2 = 1, y is +1 or -1, margin gamma = y w^T x > 0. A mask S certifies the label b iff b * sum_{i in S} w_i x_i > 0; a sum
-of exactly 0 certifies neither. The d coordinates, so the terms w_i x_i, are shuffled once; a mask is an interval of L neighbours, not
-circular: d - L + 1 masks of each length. As printed, for any L1 = Omega(log(1/delta) / gamma^2) and L2 = Omega(log(d/delta) / gamma^2),
-each with probability 1 - delta: (1) some interval of length L1 certifies y; (2) no interval of length L2 certifies -y.
+of exactly 0 certifies neither label. The d terms w_i x_i are shuffled once. A mask is an interval of L neighbours that does not wrap
+around, so there are d - L + 1 masks of each length. As printed, for any L1 = Omega(log(1/delta) / gamma^2) and
+L2 = Omega(log(d/delta) / gamma^2), each with probability 1 - delta: (1) some interval of length L1 certifies y; (2) no interval of length
+L2 certifies -y.
 
-What that leaves out:
+The printed theorem leaves open:
 
-* Scale. w times c certifies the same but has margin c * gamma: no length that depends on gamma alone can be right. Here ||w||_2 <= 1, so
-  that sum |w_i x_i| <= 1 and gamma <= 1.
-* Boundedness. No term may dominate: |w_i x_i| <= B / d, B of order 1 (B = 1 when x and w are flat, |x_i| = |w_i| = 1 / sqrt(d)). Then
-  both parts hold, with explicit constants: `completeness_length`, `soundness_length`. Else they need not: `concentrated_terms`.
-* Which completeness. "Some interval" is nearly empty: if L divides d, one of the d / L blocks of the input has a positive sum, whatever the
-  terms and the shuffle. What concentration proves, and what fails for x = e_1, is stronger: a *given* interval certifies y.
+* Scale. c * w certifies the same as w but has margin c * gamma, so no length that depends on gamma alone can be right. Here ||w||_2 <= 1,
+  hence sum |w_i x_i| <= 1 and gamma <= 1.
+* Boundedness. No term may dominate: |w_i x_i| <= B / d with B of order 1 (B = 1 if |x_i| = |w_i| = 1 / sqrt(d) for all i). Then both parts
+  hold with explicit constants: `completeness_length`, `soundness_length`. Without the bound they can fail: `concentrated_terms`.
+* Which completeness. "Some interval" says little: if L divides d, one of the d / L blocks of the input has a positive sum, whatever the
+  terms and the shuffle. Concentration proves more, and this fails for x = e_1: a *given* interval certifies y.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from scipy.stats import binomtest, hypergeom
 from salkit.checks import check_integer, is_integer, is_number
 
 EVENTS = ("given_certifies_y", "some_certifies_y", "none_certifies_other")
-"""What `simulate` estimates: part 1 for a given interval, part 1 as printed, part 2."""
+"""The events that `simulate` counts: part 1 for a given interval, part 1 as printed, part 2."""
 
 
 def interval_sums(terms: ArrayLike, length: int) -> NDArray[np.float64]:
     """Sums of `(..., d)` terms over every interval: `(..., d - length + 1)` float64, by prefix sums in O(d).
 
-    A sum within the rounding error of the prefix sums, `length * eps * max |prefix|`, comes back as exactly 0: its sign would be noise,
-    and a tie (as of equally many terms +1/d and -1/d) must certify neither label.
+    A sum within the rounding error of the prefix sums, `length * eps * max |prefix|`, is set to exactly 0: its sign would be noise, and a
+    tie (as many terms +1/d as -1/d) must certify neither label.
 
     Raises:
-        ValueError: no terms or some that are not finite, or a length outside [1, d].
+        ValueError: no terms, terms that are not finite, or a length outside [1, d].
 
     Example:
         >>> interval_sums([3, -1, -1, 2], 2)
@@ -52,7 +53,7 @@ def certified_fraction(terms: ArrayLike, length: int, label: int) -> NDArray[np.
     """Exact share of the d - L + 1 intervals that certify `label` (+1 or -1): `(..., d)` terms -> `(...)` in [0, 1], in O(d) each.
 
     Raises:
-        ValueError: as `interval_sums`, or another label.
+        ValueError: as for `interval_sums`, or another label.
 
     Example:
         >>> float(certified_fraction([3, -1, -1, 2, 2], 2, -1))  # one interval of four: -1 - 1
@@ -70,9 +71,9 @@ def certifies(terms: ArrayLike, mask: ArrayLike, label: int) -> NDArray[np.bool_
 
 
 def unconstrained_certificate(terms: ArrayLike, label: int) -> NDArray[np.bool_]:
-    """The best mask of all for `label`: every coordinate whose term has its sign; `(..., d)` terms -> `(..., d)` booleans.
+    """The best of all masks for `label`: the coordinates whose terms have its sign; `(..., d)` terms -> `(..., d)` booleans.
 
-    It certifies `label` as soon as one term has that sign, so nearly always -y as well: without the constraint there is no soundness.
+    It certifies `label` if one term has that sign, so nearly always -y as well: without the constraint there is no soundness.
 
     Example:
         >>> unconstrained_certificate([3, -1, -1, 2], -1)
@@ -93,14 +94,14 @@ def term_bound(terms: ArrayLike) -> float:
 
 
 def failure_bound(length: int, margin: float, d: int, *, bound: float, n_intervals: int = 1) -> float:
-    """Hoeffding-Serfling bound on the probability that any of `n_intervals` given intervals does not certify y.
+    """Hoeffding-Serfling bound on the probability that at least one of `n_intervals` given intervals does not certify y.
 
     After the shuffle an interval of length L is a sample without replacement of the d numbers z_i = y w_i x_i, whose mean is gamma / d and
     whose range is R <= 2 B / d. For the mean of such a sample Serfling (1974, Corollary 1.1) has
 
         P(mean_L - gamma / d <= -t) <= exp(-2 L t^2 / ((1 - (L - 1) / d) R^2)).
 
-    The interval does not certify y iff mean_L <= 0, so t = gamma / d, and d cancels but for the finite-population factor:
+    The interval does not certify y iff mean_L <= 0, so t = gamma / d. Then d cancels, except in the finite-population factor:
 
         P(sum over the interval <= 0) <= exp(-(gamma / B)^2 / 2 * L / (1 - (L - 1) / d)).
 
@@ -121,11 +122,11 @@ def failure_bound(length: int, margin: float, d: int, *, bound: float, n_interva
 
 
 def completeness_length(margin: float, delta: float, d: int, *, bound: float, finite_population: bool = False) -> int:
-    """L1 in [1, d]: a given interval of this length, or of any longer one, certifies y with probability at least 1 - delta.
+    """L1 in [1, d]: a given interval of this length, or of any larger one, certifies y with probability at least 1 - delta.
 
-    `failure_bound` <= delta reads L / (1 - (L - 1) / d) >= K with K = 2 (B / gamma)^2 log(1 / delta). So L1 = ceil(K) will do: the
-    theorem's Theta(log(1/delta) / gamma^2), with the constant 2 B^2. Solved for L with the `finite_population` factor it is the
-    shorter ceil(K (d + 1) / (d + K)). Neither need exceed d, because the whole input certifies y.
+    `failure_bound` <= delta means L / (1 - (L - 1) / d) >= K with K = 2 (B / gamma)^2 log(1 / delta). So L1 = ceil(K) suffices: the
+    theorem's Theta(log(1/delta) / gamma^2), with the constant 2 B^2. With the `finite_population` factor the shorter
+    ceil(K (d + 1) / (d + K)) suffices. At most d is needed, because the whole input certifies y.
 
     Raises:
         ValueError: delta is not in (0, 1), or an argument of `failure_bound` is outside its range.
@@ -141,9 +142,9 @@ def completeness_length(margin: float, delta: float, d: int, *, bound: float, fi
 
 
 def soundness_length(margin: float, delta: float, d: int, *, bound: float, finite_population: bool = False) -> int:
-    """L2 in [1, d]: with probability at least 1 - delta no interval of this length certifies -y; in fact all of them certify y.
+    """L2 in [1, d]: with probability at least 1 - delta no interval of this length certifies -y, since all of them certify y.
 
-    `completeness_length` with delta / d for delta, a union bound over at most d intervals: K = 2 (B / gamma)^2 log(d / delta).
+    It is `completeness_length` for delta / d, by a union bound over at most d intervals: K = 2 (B / gamma)^2 log(d / delta).
 
     Example:
         >>> soundness_length(0.1, 0.05, 10_000, bound=1.0)
@@ -154,18 +155,17 @@ def soundness_length(margin: float, delta: float, d: int, *, bound: float, finit
     return completeness_length(margin, delta / d, d, bound=bound, finite_population=finite_population)
 
 
-def toy_terms(d: int, margin: float, *, n_active: int | None = None, values: str = "signs", seed: int = 0) -> NDArray[np.float64]:
-    """`(d,)` terms y w_i x_i with sum gamma: k = `n_active` (default d) of them within [-1/k, 1/k], the others 0, shuffled.
+def toy_terms(d: int, margin: float, *, n_active: int | None = None, seed: int = 0) -> NDArray[np.float64]:
+    """`(d,)` terms y w_i x_i with sum gamma: k = `n_active` (default d) of them are not 0, shuffled.
 
-    So B <= d / k, and `weights_and_input` finds ||x||_2 = 1, ||w||_2 <= 1 behind them. k = d is the dense case B = 1, k = 1 is x = e_i.
+    They are +1/k and -1/k, the widest spread within the bound, and one term in between makes the margin exact. So B <= d / k, and
+    `weights_and_input` has a model with ||x||_2 = 1 and ||w||_2 <= 1. k = d is the dense case B = 1, k = 1 is x = e_i.
 
     Args:
         d: number of coordinates.
         margin: gamma, in (0, 1].
         n_active: k, in [1, d].
-        values: `"signs"` for +1/k and -1/k (and one term in between, to make the margin exact), which spread as widely as the bound
-            allows; `"uniform"` for draws from [-1/k, 1/k], then pulled towards one end until the margin is exact.
-        seed: of the draw and the shuffle.
+        seed: of the shuffle.
 
     Raises:
         ValueError: an argument outside its range.
@@ -177,30 +177,24 @@ def toy_terms(d: int, margin: float, *, n_active: int | None = None, values: str
     _check_model(margin, d, 1)
     k = d if n_active is None else n_active
     _check(is_integer(k, 1) and k <= d, "n_active", f"1 to d = {d}", k)
-    _check(values in ("signs", "uniform"), "values", "'signs' or 'uniform'", values)
-    rng = np.random.default_rng([check_integer("seed", seed), 1])  # not the stream of `simulate`: its shuffles must not depend on this one
-    if values == "signs":
-        active = np.clip(k * (1 + margin) - 1 - 2 * np.arange(k), -1, 1)
-    else:
-        active = rng.uniform(-1, 1, k)
-        gap, mean = margin - active.mean(), active.mean()
-        active += gap * (1 - active) / (1 - mean) if gap > 0 else gap * (1 + active) / (1 + mean)
+    rng = np.random.default_rng([check_integer("seed", seed), 1])  # 2 is the stream of `simulate`
+    active = np.clip(k * (1 + margin) - 1 - 2 * np.arange(k), -1, 1)
     return rng.permutation(np.concatenate([active / k, np.zeros(d - k)]))
 
 
 def concentrated_terms(d: int, margin: float, rest: float = 0.0) -> NDArray[np.float64]:
     """Counterexamples without the bound on terms: `(d,)`, first one term gamma - rest, then d - 1 terms rest / (d - 1).
 
-    The margin is gamma and B at least |gamma - rest| d. After the shuffle all depends on the place of the large term: a given interval
-    holds it with probability L / d, and some interval avoids it with probability q = min(1, 2 (d - L) / d), which is 1 for L <= d / 2.
+    The margin is gamma, and B is at least |gamma - rest| d. Everything depends on where the shuffle puts the large term: a given interval
+    contains it with probability L / d, and some interval misses it with probability q = min(1, 2 (d - L) / d), which is 1 for L <= d / 2.
 
-    * rest = 0, x = e_1: an interval that holds the term certifies y; every other sum is 0 and certifies nothing. A given interval succeeds
-      with probability L / d, so that 1 - delta takes L >= (1 - delta) d. As printed, both parts hold, though emptily: some interval always
-      holds the term, and no sum is negative.
-    * rest < 0, x near e_1 (as near as rest is to 0): an interval that holds the term certifies y, every other one -y. A given interval
-      succeeds with probability L / d as before, but now soundness fails with probability q: always, up to L = d / 2.
-    * rest > gamma (d - 1) / (d - L): the large term is negative; an interval that holds it certifies -y, every other one y. Part 1 as
-      printed, "some interval", fails with probability 1 - q, which is positive for L > d / 2; soundness fails always.
+    * rest = 0, x = e_1: an interval with the term certifies y; every other sum is 0 and certifies nothing. A given interval certifies y
+      with probability L / d, so 1 - delta needs L >= (1 - delta) d. As printed both parts hold, but say nothing: some interval always
+      contains the term, and no sum is negative.
+    * rest < 0, x near e_1 (the nearer, the closer rest is to 0): an interval with the term certifies y, every other one -y. A given
+      interval certifies y with probability L / d as before, but soundness fails with probability q: always, up to L = d / 2.
+    * rest > gamma (d - 1) / (d - L): the large term is negative; an interval with it certifies -y, every other one y. Part 1 as printed,
+      "some interval", fails with probability 1 - q, which is positive for L > d / 2. Soundness always fails.
 
     Args:
         d: number of coordinates, at least 2.
@@ -217,9 +211,9 @@ def concentrated_terms(d: int, margin: float, rest: float = 0.0) -> NDArray[np.f
 
 
 def weights_and_input(terms: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The model behind `(..., d)` terms z, not all 0: w and x, `(..., d)` each, with w_i x_i = z_i and ||x||_2 = 1.
+    """A model with the `(..., d)` terms z, not all 0: w and x, `(..., d)` each, with w_i x_i = z_i and ||x||_2 = 1.
 
-    x_i = sqrt(|z_i| / Z), w_i = sign(z_i) sqrt(|z_i| Z), Z = sum |z_i|; ||w||_2 = Z, which by Cauchy-Schwarz no other choice undercuts.
+    x_i = sqrt(|z_i| / Z) and w_i = sign(z_i) sqrt(|z_i| Z) with Z = sum |z_i|. Then ||w||_2 = Z, the least possible by Cauchy-Schwarz.
     """
     values = _check_terms(terms)
     total = np.abs(values).sum(axis=-1, keepdims=True)
@@ -228,7 +222,7 @@ def weights_and_input(terms: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def simulate(terms: ArrayLike, lengths: Sequence[int], *, label: int = 1, n_trials: int = 200, seed: int = 0) -> pd.DataFrame:
-    """Shuffle the `(d,)` terms of one input `n_trials` times; count how often each part of the theorem holds, for each interval length.
+    """Shuffle the `(d,)` terms of one input `n_trials` times and count how often each part of the theorem holds, for each length.
 
     Events, with y = `label`: `"given_certifies_y"`, the first interval certifies y (its probability is also the expected
     `certified_fraction`); `"some_certifies_y"`, part 1 as printed; `"none_certifies_other"`, part 2. All lengths see the same shuffles.

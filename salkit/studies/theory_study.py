@@ -1,4 +1,4 @@
-"""What notebook 01 simulates for Theorem 5.1: one tidy table a question. The mathematics is in `salkit.studies.theory`."""
+"""The simulations of notebook 01 for Theorem 5.1, one tidy table a question. The mathematics is in `salkit.studies.theory`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from salkit.studies import theory
 
 GIVEN, SOME, NONE = theory.EVENTS
 LENGTH_FOR = {GIVEN: theory.completeness_length, NONE: theory.soundness_length}
-"""L1 is for the first event, L2 for the second."""
+"""Event -> the function for its length: L1 and L2."""
 
 
 def theorem_lengths(ds: Sequence[int], margins: Sequence[float], delta: float) -> pd.DataFrame:
     """Both lengths for B = 1, without and with the finite-population factor: `d, margin, L1, L2, L1_finite, L2_finite`."""
-    find = [(length, finite) for finite in (False, True) for length in LENGTH_FOR.values()]
-    rows = [[d, g, *(length(g, delta, d, bound=1.0, finite_population=finite) for length, finite in find)] for d in ds for g in margins]
+    rows = [[d, g, *_lengths(d, g, delta), *_lengths(d, g, delta, finite_population=True)] for d in ds for g in margins]
     return pd.DataFrame(rows, columns=["d", "margin", "L1", "L2", "L1_finite", "L2_finite"])
 
 
 def sweep(ds: Sequence[int], margins: Sequence[float], delta: float, *, n_trials: int = 200, seed: int = 0) -> pd.DataFrame:
-    """Simulate the dense toy input (B = 1) of every d and margin at L1, L2 and odd lengths around them; an even sum can tie.
+    """Simulate the dense toy input (B = 1) of every d and margin at L1, L2 and odd lengths around them (even lengths can tie).
 
     Returns:
-        `theory.simulate`'s columns and `margin, L1, L2, exact`, the last for a given interval and otherwise NaN.
+        The columns of `theory.simulate` and `margin, L1, L2, exact`; `exact` is for a given interval and NaN for other events.
     """
     parts = []
     for d, margin, *lengths in theorem_lengths(ds, margins, delta).iloc[:, :4].itertuples(index=False):
@@ -40,12 +39,12 @@ def sweep(ds: Sequence[int], margins: Sequence[float], delta: float, *, n_trials
 
 
 def certified_shares(d: int, margin: float, delta: float, *, seed: int = 0) -> pd.DataFrame:
-    """Of all intervals of one shuffle the share that certifies y (label 1) and -y (-1): `length, label, share, expected, L1, L2`.
+    """The share of all intervals of one shuffle that certify y (label 1) or -y (-1): `length, label, share, expected, L1, L2`.
 
-    `expected` is the mean share over all shuffles, which is the probability for a given interval.
+    `expected` is the mean share over all shuffles, which equals the probability for a given interval.
     """
     terms = theory.toy_terms(d, margin, seed=seed)
-    l1, l2 = (find(margin, delta, d, bound=1.0) for find in LENGTH_FOR.values())
+    l1, l2 = _lengths(d, margin, delta)
     rows = [
         [n, label, float(theory.certified_fraction(terms, n, label)), theory.exact_probability(label * terms, n), l1, l2]
         for n in sorted({l1, l2, *_odd(1, min(2 * l2, d), 30)})
@@ -55,10 +54,10 @@ def certified_shares(d: int, margin: float, delta: float, *, seed: int = 0) -> p
 
 
 def best_for_wrong_label(d: int, margin: float, delta: float, *, seed: int = 0) -> pd.DataFrame:
-    """How strongly -y can be supported on one shuffle by masks of each size: `length, any_mask, interval, bound, L2`.
+    """How strongly masks of each size can support -y on one shuffle: `length, any_mask, interval, bound, L2`.
 
-    Strength is the mean of -y d w_i x_i over the mask, from -B to B; the mask certifies -y where it is positive. `any_mask` takes the most
-    negative terms, `interval` the best interval; `bound` is what no interval of the size exceeds with probability 1 - delta, 0 at L2.
+    The strength of a mask is the mean of -y d w_i x_i over it, from -B to B; the mask certifies -y if it is positive. `any_mask` is that of
+    the most negative terms, `interval` that of the best interval. With probability 1 - delta no interval exceeds `bound`, which is 0 at L2.
     """
     terms = theory.toy_terms(d, margin, seed=seed)
     largest = np.cumsum(np.sort(-terms)[::-1])
@@ -71,11 +70,11 @@ def best_for_wrong_label(d: int, margin: float, delta: float, *, seed: int = 0) 
 
 
 def unconstrained_contrast(ds: Sequence[int], margin: float, delta: float, *, seed: int = 0) -> pd.DataFrame:
-    """What certifies -y on one shuffle, a row for each d.
+    """The masks that certify -y on one shuffle, a row for each d.
 
     Returns:
-        `d`; `mask`, the size of `theory.unconstrained_certificate`, and whether it `certifies` -y; `smallest` and `largest`, the
-        sizes of the smallest and the largest mask that do; `longest_interval` that does; `L2`, and how many `intervals_at_L2` do.
+        `d`; `mask`, the size of `theory.unconstrained_certificate`, and whether it `certifies` -y; the sizes of the `smallest` and the
+        `largest` mask that certify -y; `longest_interval` that does; `L2`, and how many `intervals_at_L2` do.
     """
     rows = []
     for d in ds:
@@ -104,7 +103,7 @@ def longest_interval(terms: np.ndarray) -> int:
 
 def counterexamples(d: int, margin: float, delta: float, *, n_trials: int = 200, seed: int = 0) -> pd.DataFrame:
     """Simulate x = e_1 and an x near it (other terms sum to -0.001), and closed forms: `simulate`'s columns and `case, L1, L2, exact`."""
-    lengths = [find(margin, delta, d, bound=1.0) for find in LENGTH_FOR.values()]
+    lengths = _lengths(d, margin, delta)
     grid = sorted({*lengths, *np.linspace(1, d, 17).astype(int).tolist()})
     parts = []
     for case, rest in (("x = $e_1$", 0.0), ("x near $e_1$", -0.001)):
@@ -126,7 +125,7 @@ def concentration(d: int, margin: float, delta: float, *, n_trials: int = 200, s
     parts = []
     for k in sorted({1, *(step * round(k / step) for k in np.geomspace(step, d, 12))}):
         terms = theory.toy_terms(d, margin, n_active=k, seed=seed)
-        lengths = [find(margin, delta, d, bound=bound) for bound in (1.0, d / k) for find in LENGTH_FOR.values()]
+        lengths = [*_lengths(d, margin, delta), *_lengths(d, margin, delta, bound=d / k)]
         table = theory.simulate(terms, lengths, n_trials=n_trials, seed=seed).iloc[[0, 5, 6, 11]]  # the event of each length
         exact = [theory.exact_probability(terms, lengths[0]), math.nan, math.nan, math.nan]
         parts.append(table.assign(n_active=k, B=d / k, assumed=["B = 1", "B = 1", "B = d/k", "B = d/k"], exact=exact))
@@ -134,13 +133,13 @@ def concentration(d: int, margin: float, delta: float, *, n_trials: int = 200, s
 
 
 def claims(by_d: pd.DataFrame, by_margin: pd.DataFrame, contrast: pd.DataFrame, against: pd.DataFrame, delta: float) -> pd.DataFrame:
-    """The theorem's claims, and where they end, judged by the simulation: the worst row of each table, with its 95 % Wilson interval.
+    """The theorem's claims and their limits, judged by the worst row of each table with its 95 % Wilson interval.
 
-    `by_d` and `by_margin` are from `sweep`, `contrast` from `unconstrained_contrast`, `against` from `counterexamples`, one delta in all.
+    `by_d` and `by_margin` are from `sweep`, `contrast` from `unconstrained_contrast`, `against` from `counterexamples`, all with one delta.
 
     Returns:
-        `claim, needed, exact, ours, low, high, n, verdict`: `"reproduced"` when the whole interval is on the needed side of 1 - delta,
-        `"not reproduced"` when it is on the other, else `"inconclusive"`; `exact` is a closed form where there is one.
+        `claim, needed, exact, ours, low, high, n, verdict`. The verdict is `"reproduced"` if the whole interval is on the needed side of
+        1 - delta, `"not reproduced"` if it is on the other side, else `"inconclusive"`; `exact` is a closed form where there is one.
     """
     e1, near = (against[against.case == case] for case in against.case.unique())
     tests = [
@@ -168,7 +167,7 @@ def claims(by_d: pd.DataFrame, by_margin: pd.DataFrame, contrast: pd.DataFrame, 
 
 
 def headline(table: pd.DataFrame, shares: pd.DataFrame, contrast: pd.DataFrame) -> dict[str, float]:
-    """What the notebook checks: the numbers of `claims`, `certified_shares` at L1 and L2, and the sizes in `unconstrained_contrast`."""
+    """The values that notebook 01 checks: of `claims`, of `certified_shares` at L1 and L2, and the sizes of `unconstrained_contrast`."""
     values = dict(zip(table.claim, table.ours, strict=True))
     for at in ("L1", "L2"):
         for row in shares[shares.length == shares[at]].itertuples():
@@ -176,6 +175,11 @@ def headline(table: pd.DataFrame, shares: pd.DataFrame, contrast: pd.DataFrame) 
     for row in contrast.itertuples():
         values |= {f"L2, d = {row.d}": row.L2, f"wrong-signed, d = {row.d}": row.mask, f"largest mask, d = {row.d}": row.largest}
     return values
+
+
+def _lengths(d: int, margin: float, delta: float, *, bound: float = 1.0, finite_population: bool = False) -> list[int]:
+    """L1 and L2."""
+    return [length(margin, delta, d, bound=bound, finite_population=finite_population) for length in LENGTH_FOR.values()]
 
 
 def _odd(start: float, stop: float, n: int) -> list[int]:

@@ -15,7 +15,7 @@ from salkit.methods import get_method
 
 VERSIONS = {"torch": "1"}
 CURVES = Experiment("curves", "run, ours: curves", 4, {"method": {"class": "x.Gradient"}}, VERSIONS)
-MASKS = Experiment("maps", "run, ours: maps", 4, {"method": {"class": "x.LearnedMask", "source": ["a"]}}, VERSIONS)
+MASKS = Experiment("maps", "run, ours: maps", 4, {"method": {"class": "x.LearnedMask", "source": ["a"]}, "kept_as": "logits"}, VERSIONS)
 
 
 def fill(folder, experiment, **arrays):
@@ -40,6 +40,8 @@ def test_a_run_equals_its_copy(tmp_path, reference_classifier, reference):
     assert {"prob", "map", "insertion", "deletion"} <= set(table.score)
     assert {"evaluation, ours: maps", "evaluation, gradient: curves"} <= set(table.run)
     assert (table.largest == 0).all()
+    (maps,) = (Store(tmp_path / "a").experiment(key) for key in Store(tmp_path / "a").keys() if key.startswith("maps"))
+    assert maps.what["kept_as"] == "logits"
 
 
 def test_the_score_that_differs_most_comes_first_with_its_run(tmp_path, values):
@@ -71,7 +73,7 @@ def test_curves_of_maps_of_other_versions_are_compared(tmp_path, values):
     stores = []
     for name, versions in (("a", {"torch": "1"}), ("b", {"torch": "2"})):
         maps = replace(MASKS, versions=versions)
-        fill(tmp_path / name, maps, map=values.astype(np.float16))
+        fill(tmp_path / name, maps, map=values)
         stores.append(fill(tmp_path / name, replace(CURVES, what={"maps": maps.key}, versions=versions), insertion=values))
     assert set(compare_stores(*stores).score) == {"map", "insertion"}
 
@@ -90,14 +92,23 @@ def test_nan_equals_nan_and_nothing_else(tmp_path):
     assert compare_stores(Store(tmp_path / "a"), fill(tmp_path / "c", CURVES, x=other)).largest.tolist() == [np.inf]
 
 
-def test_a_step_of_float16_is_no_difference_and_three_are(tmp_path):
-    masks = np.full((4, 2), 0.7, np.float16)
-    step, steps = masks.copy(), masks.copy()
-    step[1, 1] = np.nextafter(masks[1, 1], np.float16(9))
-    steps[1, 1] += 3 * np.spacing(masks[1, 1])
-    a, b, c = (fill(tmp_path / n, MASKS, map=v) for n, v in (("a", masks), ("b", step), ("c", steps)))
-    assert compare_stores(a, b).largest.tolist() == [0]
-    assert compare_stores(a, c).largest.item() == pytest.approx(2 * 0.222 * 2**-11, rel=0.01)  # the sigmoid's slope, two steps of 2^-11
+def test_logits_are_compared_as_masks(tmp_path):
+    logits = np.array([[0.0, 0.7], [20.0, np.inf]] * 2, np.float32)
+    other = np.array([[0.0, 0.7], [np.inf, np.inf]] * 2, np.float32)
+    a, b = (fill(tmp_path / n, MASKS, map=v) for n, v in (("a", logits), ("b", other)))
+    assert compare_stores(a, b).largest.item() == pytest.approx(np.exp(-20), rel=1e-6)
+    nudged = logits + np.array([[0.01, 0], [0, 0]] * 2, np.float32)
+    assert compare_stores(a, fill(tmp_path / "c", MASKS, map=nudged)).largest.item() == pytest.approx(
+        0.01 / 4, rel=1e-3
+    )  # the sigmoid's slope
+
+
+def test_runs_with_other_internal_batches_are_compared(tmp_path, values):
+    stores = []
+    for size in (None, 8):
+        method = {"class": "x.Gradient", "internal_batch_size": size}
+        stores.append(fill(tmp_path / str(size), replace(CURVES, what={"method": method}), insertion=values))
+    assert compare_stores(*stores).largest.tolist() == [0]
 
 
 def test_only_rows_that_both_have_count(tmp_path, values):

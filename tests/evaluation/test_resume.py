@@ -259,7 +259,7 @@ def test_a_pair_that_fails_is_named_and_everything_else_is_kept(run, tmp_path):
     assert "cat" not in message
     assert "gradient" not in message
     half = open_results(tmp_path / "store")
-    assert half.attrs["missing"] == "ours: maps 11 of 12; ours: curves 3 of 4"
+    assert half.attrs["missing"] == "ours: maps 3 of 4; ours: curves 3 of 4"
     there = xr.ones_like(expected.insertion_auc, dtype=bool)
     there.loc[{"method": "ours", "image": "fox"}] = False
     xr.testing.assert_allclose(half.insertion_auc, expected.insertion_auc.where(there), atol=1e-6)
@@ -269,7 +269,7 @@ def test_a_pair_that_fails_is_named_and_everything_else_is_kept(run, tmp_path):
     Learned.broken.clear()
     Learned.learned.clear()
     xr.testing.assert_allclose(run(), expected, atol=1e-6)
-    assert Learned.learned == [("fox", 1)]
+    assert Learned.learned == [("fox", label) for label in range(3)]  # an image's pairs are computed together
 
 
 def test_without_a_store_the_first_error_comes_through(run):
@@ -291,8 +291,9 @@ def test_maps_that_are_not_kept_fail_by_image(run):
 
 def test_many_failures_are_counted(run):
     Learned.broken.update((name, label) for name in IDS for label in range(3))
-    with pytest.raises(ShardError, match=r"(?s)^32 rows could not be computed:.*\n  and 12 more\n") as raised:
-        run(methods={"one": Learned(), "two": Learned(turn=2.0)})
+    methods = {name: Learned(turn=turn) for turn, name in enumerate(["one", "two", "three"])}
+    with pytest.raises(ShardError, match=r"(?s)^24 rows could not be computed:.*labels 0, 1, 2: .*\n  and 4 more\n") as raised:
+        run(methods=methods)
     assert str(raised.value).count("image") == 20
 
 
@@ -328,7 +329,7 @@ def test_the_command_line_ends_with_code_1_and_the_pairs(tmp_path, monkeypatch):
     Learned.learned.clear()
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert Learned.learned == [(broken, 0)]
+    assert Learned.learned == [(broken, 0), (broken, 1)]
 
 
 def test_a_store_object_serves_as_well_as_its_folder(run, tmp_path, passes):

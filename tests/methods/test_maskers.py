@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from salkit.data import ImageSet
-from salkit.data.files import ImageFiles, data_dir
+from salkit.data.files import ImageFiles
 from salkit.methods import DabkowskiGal, Phang
 from salkit.methods.dabkowski_gal import DabkowskiGalNet, _margin
 from salkit.methods.masker import bordered_variation, load_masker, masker_metadata, masker_path, save_masker
@@ -110,7 +108,7 @@ def test_maskers_learn_where_the_net_looks(colours, kind, seed):
     source, conditional = kind.split("-")[0], kind.endswith("conditional")
     masker = new_masker(source, colours, class_conditional=conditional, widths=(8,), seed=seed)
     if source == "dabkowski_gal":
-        learn(masker, colours, 1e-2, (60, 100), 0.5)
+        learn(masker, colours, 1e-2, (40, 70), 0.5)
     else:
         learn(masker, colours, 3e-3, (60,), 0.0)
     method = DabkowskiGal(masker, confidence=0.0) if source == "dabkowski_gal" else Phang(masker, class_conditional=conditional)
@@ -139,10 +137,6 @@ def test_maskers_learn_where_the_net_looks(colours, kind, seed):
 # --- Training -------------------------------------------------------------------------------------------------------------------------
 
 
-def drop_seconds(log):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in log]
-
-
 @pytest.mark.parametrize(("kind", "opened"), [("dabkowski_gal", 18), ("dabkowski_gal", 47), ("phang", 30), ("phang", 3)])
 def test_training_that_was_cut_short_goes_on_as_if_nothing_had_been(tmp_path, colours, tiny_set, held_out, kind, opened):
     recipe = recipe_of(kind, area_ramp=0.5)
@@ -167,39 +161,14 @@ def test_training_that_was_cut_short_goes_on_as_if_nothing_had_been(tmp_path, co
     # The same numbers in the same order: equal but for what is rounded differently after a reload.
     for name, value in undisturbed.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, atol=1e-6, rtol=1e-5)
-    for row, expected in zip(drop_seconds(again), drop_seconds(log), strict=True):
+    for row, expected in zip(again, log, strict=True):
         assert row.keys() == expected.keys()
         for key, value in expected.items():
             assert row[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5, abs=1e-6))
-    assert all(a["seconds"] < b["seconds"] for a, b in pairwise(again))
     fresh = new_masker(kind, colours)
     assert any(not torch.equal(a, b) for a, b in zip(fresh.parameters(), undisturbed.parameters(), strict=True)), "something was learned"
     once_more = train_masker(new_masker(kind, colours), colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
     assert once_more == again, "a finished training is not begun again"
-
-
-def test_a_state_that_cannot_be_gone_on_from_is_named(tmp_path, colours, tiny_set, held_out):
-    state, recipe = tmp_path / "state.pt", recipe_of("phang")
-    train_masker(new_masker("phang", colours), colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
-    with pytest.raises(ValueError, match=rf"{state}: expected the weights of a DabkowskiGalNet .* got others"):
-        train_masker(new_masker("dabkowski_gal", colours), colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
-    state.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"state_path: .* delete it to train from the start"):
-        train_masker(new_masker("phang", colours), colours, tiny_set, held_out, recipe, state_path=state, show_progress=False)
-
-
-def test_a_header_that_does_not_fit_is_named(tmp_path, colours):
-    path, masker = tmp_path / "masker.safetensors", new_masker("phang", colours)
-    state = {k: v.contiguous() for k, v in masker.state_dict().items()}
-    for settings, message in (
-        ("{", r"masker: expected a header of JSON, got .*masker.safetensors, where"),
-        ('{"depth": 3}', r"masker: expected the settings of 'phang' in .*masker.safetensors, got \{'depth': 3\}"),
-        (json.dumps(masker.settings | {"channels": [1, 1]}), r"masker.safetensors: expected the weights of a PhangNet .*other shapes"),
-    ):
-        save_file(state, path, {"kind": '"phang"', "settings": settings})
-        os.utime(path, ns=(0, len(settings)))  # another time, as a file written later would have
-        with pytest.raises(ValueError, match=message):
-            load_masker(path)
 
 
 def test_learning_curve_and_phases(colours, tiny_set, held_out):
@@ -208,7 +177,7 @@ def test_learning_curve_and_phases(colours, tiny_set, held_out):
     parameters = {k: v.clone() for k, v in colours.state_dict().items()}
     recipe = recipe_of("dabkowski_gal", images=(24, 4))
     log = train_masker(masker, colours, tiny_set, held_out, recipe, show_progress=False)
-    keys = {"phase", "step", "images", "loss", "seconds", "area", "area_false", "whole", "kept", "removed"}
+    keys = {"phase", "step", "images", "loss", "area", "area_false", "whole", "kept", "removed"}
     assert all(row.keys() == keys for row in log)
     assert [(row["phase"], row["step"], row["images"]) for row in log] == [("embedding", 3, 12), ("embedding", 6, 24), ("masks", 1, 28)]
     assert all(0 <= row[name] <= 1 for row in log for name in ("area", "area_false", "whole", "kept", "removed"))
@@ -342,49 +311,52 @@ def masker_classes(masker):
     return None if isinstance(masker.settings["classes"], int) else masker.settings["classes"]
 
 
-def test_checkpoints_that_are_not_there_or_no_maskers_are_named(tmp_path, colours):
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({}, r"masker: expected a masker's checkpoint, got .*masker\.safetensors, whose header has \[\]"),
+        ({"kind": '"unet"', "settings": "{}"}, r"masker: expected one of \['dabkowski_gal', 'phang'\], got 'unet'"),
+        ({"kind": '"phang"', "settings": "{"}, r"masker: expected a header of JSON, got .*masker\.safetensors, where"),
+        ({"kind": '"phang"', "settings": '{"depth": 3}'}, r"masker: expected the settings of 'phang' in .*, got \{'depth': 3\}"),
+        ({"kind": '"phang"', "settings": None}, r"masker\.safetensors: expected the weights of a PhangNet .*other shapes"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_named(tmp_path, colours, header, message):
+    path, masker = tmp_path / "masker.safetensors", new_masker("phang", colours)
+    if header.get("settings", "") is None:
+        header = header | {"settings": json.dumps(masker.settings | {"channels": [1, 1]})}
+    save_file({k: v.contiguous() for k, v in masker.state_dict().items()}, path, header)
+    with pytest.raises(ValueError, match=message):
+        load_masker(path)
+
+
+def test_checkpoints_that_are_not_there_are_named(tmp_path, colours):
     with pytest.raises(FileNotFoundError, match=r"masker: expected a checkpoint \(shipped: .*cifar10-resnet20"):
         load_masker(tmp_path / "nothing.safetensors")
     with pytest.raises(FileNotFoundError, match=r"got .*no-such-masker\.safetensors"):
         Phang("no-such-masker").attribute(colours, torch.zeros(1, 3, 32, 32), torch.tensor([0]))
-    net = data_dir() / "checkpoints" / "cifar10-resnet20.safetensors"
-    for read in (masker_metadata, load_masker):
-        with pytest.raises(ValueError, match=r"masker: expected a masker's checkpoint, got .*cifar10-resnet20\.safetensors"):
-            read(net)
-    with pytest.raises(ValueError, match="masker: expected a masker's checkpoint"):
+    with pytest.raises(ValueError, match=r"masker: expected a masker's checkpoint, got .*cifar10-resnet20\.safetensors"):
         DabkowskiGal("cifar10-resnet20").attribute(colours, torch.zeros(1, 3, 32, 32), torch.tensor([0]))
-    path = tmp_path / "unknown.safetensors"
-    save_file({"weight": torch.zeros(1)}, path, {"kind": '"unet"', "settings": "{}"})
-    with pytest.raises(ValueError, match=r"masker: expected one of \['dabkowski_gal', 'phang'\], got 'unet'"):
-        load_masker(path)
 
 
 def test_maskers_of_the_wrong_kind_are_named(colours):
-    inputs, target = torch.zeros(1, 3, 32, 32), torch.tensor([1])
-    dabkowski_gal, phang = new_masker("dabkowski_gal", colours), new_masker("phang", colours)
-    conditional = new_masker("phang", colours, class_conditional=True)
+    phang, conditional = new_masker("phang", colours), new_masker("phang", colours, class_conditional=True)
     wrong = [
-        (Phang(dabkowski_gal), "masker: expected a checkpoint of 'phang', got one of 'dabkowski_gal'"),
-        (DabkowskiGal(phang), "masker: expected a checkpoint of 'dabkowski_gal', got one of 'phang'"),
         (Phang(phang, class_conditional=True), "masker: expected one trained with class_conditional=True"),
         (Phang(conditional), "masker: expected one trained with class_conditional=False"),
         (DabkowskiGal(new_masker("dabkowski_gal", colours, classes=(0, 2))), r"target: expected classes this masker knows .*got \[1\]"),
     ]
     for method, message in wrong:
         with pytest.raises(ValueError, match=message):
-            method.attribute(colours, inputs, target)
-    other = load_classifier("cifar10-resnet20", pretrained=False)
-    for method in (Phang(phang), DabkowskiGal(dabkowski_gal)):
-        with pytest.raises(ValueError, match=r"taps: expected names of modules of .*, got \['fine', 'coarse'\]"):
-            method.attribute(other, inputs, target)
+            method.attribute(colours, torch.zeros(1, 3, 32, 32), torch.tensor([1]))
 
 
 def test_wrong_maskers_cannot_be_made(colours):
     for arguments in ((["fine"], [3], 3), (["fine", "coarse"], [3], 3), (["a", "b", "c"], [1, 1, 1], 3, (8,))):
         with pytest.raises(ValueError, match="taps: expected two or more"):
             DabkowskiGalNet(*arguments)
-    with pytest.raises(ValueError, match=r"kind: expected one of \('dabkowski_gal', 'phang'\), got 'unet'"):
-        MaskerRecipe("unet")
+    with pytest.raises(ValueError, match="classes: expected at least two"):
+        DabkowskiGalNet(["fine", "coarse"], [3, 3], [1])
     with pytest.raises(ValueError, match=r"embedding: expected one of .* got 'zeros'"):
         MaskerRecipe("phang", embedding="zeros")
     with pytest.raises(ValueError, match=r"taps: expected names of modules of ColourNet, got \['layer4'\]"):
@@ -431,22 +403,14 @@ def test_maps_do_not_depend_on_their_batch(colours, kind):
     method = methods_of_random_maskers(colours)[kind]
     method.masker.train()  # batch norm would then mix the images of a batch
     inputs, target = patches(5, torch.Generator().manual_seed(1))
-    before = inputs.clone()
     state = {k: v.clone() for k, v in method.masker.state_dict().items()}
     whole = method.attribute(colours, inputs, target)
-    assert not method.masker.training
-    assert whole.shape == (5, 32, 32)
-    assert not whole.requires_grad
-    assert torch.equal(inputs, before)
     assert all(torch.equal(v, state[k]) for k, v in method.masker.state_dict().items()), "running statistics stay"
-    assert whole.min() >= 0
-    assert whole.max() <= 1
+    assert 0 <= whole.min() < whole.max() <= 1
     assert whole.std() > 0.01
-    order = torch.tensor([4, 1, 0, 3, 2])
-    for rows in ([0], [1, 2], order):
-        part = method.attribute(colours, inputs[rows], target[rows])
-        # Kernels round differently in passes of another size.
-        torch.testing.assert_close(part, whole[rows], atol=1e-4, rtol=0)
+    rows = torch.tensor([4, 1, 0])
+    # Kernels round differently in passes of another size.
+    torch.testing.assert_close(method.attribute(colours, inputs[rows], target[rows]), whole[rows], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["dabkowski_gal", "phang", "phang-conditional"])
@@ -666,6 +630,8 @@ def test_features_are_the_outputs_of_the_named_modules(colours):
     quarter[..., 4:] = 0
     torch.testing.assert_close(coarse, quarter, atol=1e-6, rtol=0)
     assert colours.features(inputs, ())[1] == []
+    with pytest.raises(RuntimeError):  # hooks are removed even when the net fails
+        colours.features(torch.ones(1, 5, 32, 32), TAPS)
     assert not any(module._forward_hooks for module in colours.net.modules())
 
 
@@ -684,26 +650,11 @@ def test_features_of_a_module_used_twice_are_its_last(mean_pixel):
         mean_pixel.features(torch.ones(1, 3, 2, 2), ["layer1", "layer2"])
 
 
-def test_hooks_are_removed_even_when_the_net_fails(colours):
-    with pytest.raises(RuntimeError):
-        colours.features(torch.ones(1, 5, 32, 32), TAPS)
-    assert not any(module._forward_hooks for module in colours.net.modules())
-
-
 def test_class_weights_are_the_last_linear_layers(colours, mean_pixel, reference_classifier):
     assert torch.equal(colours.class_weights(), 40 * torch.eye(3))
     assert reference_classifier.class_weights().shape == (10, 512)
     with pytest.raises(ValueError, match="net: expected a last layer of type Linear, got none in MeanPixel"):
         mean_pixel.class_weights()
-
-
-def test_a_masker_of_another_classifier_is_refused():
-    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    masker = PhangNet(["0", "1"], [5, 3], 3, width=4)
-    with pytest.raises(ValueError, match=r"masker: expected a classifier with \[5, 3\] channels at .* got \[3, 3\]"):
-        Phang(masker).attribute(Classifier(net), torch.zeros(1, 3, 8, 8), torch.tensor([0]))
-    with pytest.raises(ValueError, match="classes: expected at least two"):
-        DabkowskiGalNet(["0", "1"], [3, 3], [1])
 
 
 @pytest.mark.parametrize("name", ["dabkowski_gal", "phang", "phang-conditional"])

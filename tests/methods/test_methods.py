@@ -114,7 +114,7 @@ def test_seed_id_and_label_each_change_the_draws(reference_classifier, reference
     base = method.attribute(reference_classifier, twice, same, distractors=images, ids=["a", "a"])
     assert torch.equal(base[0], base[1])
     other_id = method.attribute(reference_classifier, twice, same, distractors=images, ids=["a", "b"])
-    assert torch.equal(other_id[0], base[0])
+    torch.testing.assert_close(other_id[0], base[0], atol=1e-4, rtol=0)  # a pass of one pair instead of two rounds differently
     assert not torch.equal(other_id[1], base[1])
     other_seed = method.attribute(reference_classifier, twice, same, distractors=images, ids=["a", "a"], seed=1)
     assert not torch.equal(other_seed, base)

@@ -1,6 +1,5 @@
 import copy
 import pickle
-import shutil
 import time
 from pathlib import Path
 
@@ -234,19 +233,6 @@ def test_auto_precision(monkeypatch):
         assert resolve_precision("bfloat16", depthwise, cpu) == "bfloat16"
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU takes a C++ compiler")
-@pytest.mark.filterwarnings("default")
-def test_compiled_nets_compute_the_same(net, images, monkeypatch, tmp_path):
-    # Of its own: what is cached is also taken by processes that were told ATEN_CPU_CAPABILITY, whose vectors have another length.
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    classifier = Classifier(net)
-    expected = classifier.fast(images).logits(images)
-    monkeypatch.setenv("SALKIT_COMPILE", "1")
-    compiled = Classifier(net).fast(images)
-    assert compiled.net._compiled_call_impl is not None
-    torch.testing.assert_close(compiled.logits(images), expected)
-
-
 class Forgetful(nn.Module):
     """Keeps what it computes on itself, as nets do whose features are looked at later."""
 
@@ -261,15 +247,12 @@ class Forgetful(nn.Module):
         return self.seen
 
 
-def test_workers_do_not_mix_up_a_net_that_keeps_what_it_computes():
+def test_workers_do_not_mix_up_a_net_that_keeps_what_it_computes(two_threads):
     classifier = Classifier(Forgetful())
     rows = torch.arange(8.0)[:, None, None, None].expand(-1, 3, 2, 2)
     classifier.logits(rows.clone().requires_grad_())  # keeps a tensor with a history
-    torch.set_num_threads(2)
-    try:
-        found = pass_by_pass(classifier.fast(rows).logits, rows, 2, rows.device)
-    finally:
-        torch.set_num_threads(1)
+    fast = classifier.fast(rows)
+    found = pass_by_pass(lambda some: fast.logits(rows[some]), range(8), 2, rows.device)
     assert found[:, 0].tolist() == list(range(8))
     assert all(net.scale is classifier.net.scale for net in classifier._copies.values()), "weights are shared"
 
@@ -287,7 +270,11 @@ def test_a_twin_that_was_made_in_inference_mode_can_be_differentiated_through(ne
 def test_workers_that_ask_for_a_twin_at_the_same_time_get_the_same_one(net, images, precision, monkeypatch):
     made = []
     fold = classifier_module.fold_batch_norms
-    monkeypatch.setattr(classifier_module, "fold_batch_norms", lambda *arguments: (time.sleep(0.05), made.append(1), fold(*arguments))[-1])
+    monkeypatch.setattr(
+        classifier_module,
+        "fold_batch_norms",
+        lambda *arguments, **settings: (time.sleep(0.05), made.append(1), fold(*arguments, **settings))[-1],
+    )
     classifier = Classifier(net)
     torch.set_num_threads(2)
     try:

@@ -6,23 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from salkit.curves import insertion_curve
 from salkit.methods import get_method
-from salkit.models import Classifier, passes
-from salkit.models.passes import (
-    Stopped,
-    batch_size,
-    even_size,
-    in_parallel,
-    pass_by_pass,
-    pass_size,
-    same_size_chunks,
-    same_size_passes,
-    smaller_when_out_of_memory,
-    stop_if_told,
-    tiled,
-)
-from salkit.studies import costs
+from salkit.models import Classifier
+from salkit.models import passes as passes_module
+from salkit.models.passes import Stopped, cut, in_parallel, pass_by_pass, pass_size, smaller_when_out_of_memory, stop_if_told
 
 CPU = torch.device("cpu")
 
@@ -31,8 +18,7 @@ CPU = torch.device("cpu")
 def fresh(monkeypatch):
     """A process that has not run out of memory yet."""
     for name, value in {"cap": None, "last": 1, "said": False}.items():
-        monkeypatch.setattr(passes._Limit, name, value)
-    monkeypatch.delenv("SALKIT_BATCH_SIZE", raising=False)
+        monkeypatch.setattr(passes_module._Limit, name, value)
 
 
 def cuda_is_full():
@@ -63,8 +49,9 @@ class Narrow(nn.Module):
 def explain(most, error=cuda_is_full, name="learned_mask", **settings):
     torch.manual_seed(0)
     classifier = Classifier(Narrow(most, error), labels=[0, 1, 2])
-    inputs = torch.randn(8, 3, 8, 8)
-    return get_method(name, **settings).attribute(classifier, inputs, torch.arange(8) % 3, distractors=inputs)
+    inputs = torch.randn(1, 3, 8, 8).expand(8, 3, 8, 8)  # all labels of one image, so that a pass has many
+    pool = torch.randn(4, 3, 8, 8)
+    return get_method(name, **settings).attribute(classifier, inputs, torch.arange(8) % 3, distractors=pool)
 
 
 @pytest.mark.parametrize("error", [cuda_is_full, cpu_is_full, MemoryError])
@@ -76,7 +63,7 @@ def test_out_of_memory_changes_the_passes_and_not_the_maps(name, settings, error
     with pytest.warns(UserWarning, match="out of memory: from now on at most") as said:
         maps = explain(3, error, name, **settings)
     assert len(said) == 1
-    assert passes._Limit.cap <= 3
+    assert passes_module._Limit.cap <= 3
     torch.testing.assert_close(maps, undisturbed, atol=1e-5, rtol=0)
     Narrow.sizes.clear()
     explain(3, error, name, **settings)  # no further message: warnings are errors
@@ -94,7 +81,7 @@ def test_other_errors_pass():
 
     with pytest.raises(RuntimeError, match="shapes"):
         explain(3, wrong)
-    assert passes._Limit.cap is None
+    assert passes_module._Limit.cap is None
 
 
 def test_a_function_is_tried_with_halves_down_to_one():
@@ -102,47 +89,53 @@ def test_a_function_is_tried_with_halves_down_to_one():
 
     @smaller_when_out_of_memory
     def fill(inputs):
-        tried.append(batch_size(inputs))
+        tried.append(pass_size(inputs))
         if tried[-1] > 1:
             raise MemoryError
         return tried[-1]
 
-    with pytest.warns(UserWarning, match="at most 40 images"):
+    with pytest.warns(UserWarning, match="at most 25 images"):
         assert fill(torch.zeros(1, 3, 32, 32)) == 1
-    assert tried == [80, 40, 20, 10, 5, 2, 1]
+    assert tried == [50, 25, 12, 6, 3, 1]
 
 
-def test_the_environment_caps_passes(monkeypatch):
-    inputs = torch.zeros(1, 3, 32, 32)
-    assert (batch_size(inputs), pass_size(inputs, 10)) == (80, 8)
-    monkeypatch.setenv("SALKIT_BATCH_SIZE", "12")
-    assert (batch_size(inputs), batch_size(inputs, 100), batch_size(inputs, 5), pass_size(inputs, 10), pass_size(inputs)) == (
-        12,
-        12,
-        5,
-        1,
-        12,
-    )
-    monkeypatch.setenv("SALKIT_BATCH_SIZE", "many")
-    with pytest.raises(ValueError, match="SALKIT_BATCH_SIZE: expected an integer >= 1 in the environment, got 'many'"):
-        batch_size(inputs)
+def test_sizes_of_passes():
+    small, large = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 224, 224)
+    assert (pass_size(small), pass_size(large), pass_size(small, 10), pass_size(large, 10), pass_size(large, 30)) == (50, 20, 5, 2, 1)
+    assert (pass_size(small.bfloat16()), pass_size(small, 1, 7), pass_size(small, 10, 7)) == (100, 7, 1)
+    assert pass_size(small, device=torch.device("cuda")) == 400
+    with pytest.raises(ValueError, match="internal_batch_size: expected an integer >= 1, got 0"):
+        pass_size(small, 1, 0)
 
 
-def test_passes_have_at_least_two_composites():
-    assert pass_size(torch.zeros(1, 3, 32, 32), 1, 1) == 2
-    assert pass_size(torch.zeros(1, 3, 32, 32), 10, 1) == 1
+@pytest.mark.parametrize(("n", "most", "sizes"), [(1, 8, [1]), (10, 4, [4, 4, 4]), (29, 20, [15, 15]), (10, 20, [10]), (100, 50, [50, 50])])
+def test_rows_are_cut_evenly_and_filled_up(n, most, sizes):
+    found = cut(torch.arange(n), most)
+    assert [len(each.filled) for each in found] == sizes
+    assert torch.cat([each.rows for each in found]).tolist() == list(range(n))
+    for each in found:
+        assert each.filled.tolist() == each.rows.tolist() + [int(each.rows[0])] * (len(each.filled) - len(each.rows))
 
 
-def test_chunks_are_filled_up_with_their_first():
-    chunks = [(chunk.tolist(), full.tolist()) for chunk, full in same_size_chunks(5, 4)]
-    assert chunks == [([0, 1, 2, 3], [0, 1, 2, 3]), ([4], [4, 4, 4, 4])]
+def test_rows_of_different_groups_share_no_pass_on_a_cpu():
+    found = passes_module.passes(["a", "b", "a", "b", "b"], 2, CPU)
+    assert [each.rows.tolist() for each in found] == [[0, 2], [1, 3], [4]]
+    assert [each.filled.tolist() for each in found] == [[0, 2], [1, 3], [4, 4]]
+    assert [each.rows.tolist() for each in passes_module.passes("abab", 2, torch.device("cuda"))] == [[0, 1], [2, 3]]
 
 
-@pytest.fixture
-def two_threads():
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_results_come_back_in_the_order_of_the_rows_each_pass_on_one_thread(two_threads, parallel):
+    threads = []
+
+    def double(rows):
+        threads.append(torch.get_num_threads())
+        return 2 * rows
+
+    assert pass_by_pass(double, ["b", "a", "b", "a", "b"], 2, CPU, parallel).tolist() == [0, 2, 4, 6, 8]
+    assert pass_by_pass(double, "a", 2, CPU, parallel).tolist() == [0]
+    assert set(threads) == {1}
+    assert torch.get_num_threads() == 2
 
 
 def test_parallel_work_comes_back_in_order_from_threads_of_one_thread_each(two_threads):
@@ -186,96 +179,3 @@ def test_what_runs_beside_an_error_is_stopped_at_its_next_pass(two_threads):
     assert sorted(ended) in ([1], [1, 2])  # the free thread may have begun one more
     stop_if_told()  # nobody stops the main thread
     assert torch.get_num_threads() == 2
-
-
-def test_even_passes_keep_two_workers_busy(two_threads):
-    assert [even_size(n, 8, CPU) for n in (1, 2, 8, 16, 17, 20, 50)] == [2, 2, 4, 8, 6, 6, 8]
-    assert even_size(20, 8, torch.device("cuda")) == 8
-    torch.set_num_threads(1)
-    assert [even_size(n, 8, CPU) for n in (1, 3, 8, 9, 20)] == [2, 4, 8, 6, 8]
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(
-    ("n_rows", "n_columns", "size"), [(1, 1, 8), (1, 29, 20), (3, 29, 20), (20, 3, 80), (7, 65, 80), (5, 4, 1), (5, 3, 8)]
-)
-def test_tiles_cover_a_grid_once_and_evenly(two_threads, n_rows, n_columns, size, threads):
-    torch.set_num_threads(threads)
-    tiles = tiled(n_rows, n_columns, size, CPU)
-    cells = [(i, j) for row in tiles for rows, columns in row for i in rows.tolist() for j in columns.tolist()]
-    assert sorted(cells) == [(i, j) for i in range(n_rows) for j in range(n_columns)]
-    sizes = [len(rows) * len(columns) for row in tiles for rows, columns in row]
-    assert max(sizes) <= size
-    assert min(sizes) >= min(2, size, n_rows * n_columns)
-    if n_rows * n_columns >= 2 * threads:
-        assert len(sizes) >= threads, "a worker without work"
-
-
-def test_chunks_come_back_without_what_filled_them_up(two_threads):
-    sizes = []
-
-    def double(rows):
-        sizes.append(len(rows))
-        return 2 * rows
-
-    found = [(pairs.tolist(), twice.tolist()) for pairs, twice in same_size_passes(double, 5, 2, CPU)]
-    assert found == [([0, 1], [0, 2]), ([2, 3], [4, 6]), ([4], [8])]
-    assert sizes == [2, 2, 2]
-    assert pass_by_pass(double, torch.arange(5), 4, CPU).tolist() == [0, 2, 4, 6, 8]
-
-
-def test_masks_and_curves_have_the_same_bits_on_two_workers(two_threads, images, reference_classifier):
-    target = torch.arange(5)
-    method = get_method("learned_mask", n_steps=3, n_distractors=2, scale=1)
-    found = []
-    for threads in (2, 1):
-        torch.set_num_threads(threads)
-        maps = method.attribute(reference_classifier, images, target, distractors=images)
-        found.append((maps, insertion_curve(reference_classifier, images, target, maps, n_steps=7)))
-    for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_a_measured_size_is_remembered_for_its_device_and_image_size(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    passes.measured.cache_clear()
-    inputs = torch.zeros(1, 3, 32, 32)
-    try:
-        assert (passes.measured(), batch_size(inputs)) == ({}, 80)
-        rates = {40: 1.0, 80: 2.0, 160: 3.0}
-        monkeypatch.setattr(costs, "_learning_rate", lambda classifier, side, size, device: rates[size])
-        assert costs.tune("cpu", ["cifar10-resnet20"]) == {passes.measured_key(CPU, 32): 160}
-        assert batch_size(inputs) == batch_size(inputs, device="cpu") == 160
-        assert batch_size(inputs.bfloat16()) == 320
-        assert (batch_size(inputs, 5), batch_size(torch.zeros(1, 3, 224, 224))) == (5, 20)
-        for damaged in ("{", "[1]", '{"a": 0}', '{"a": "many"}'):
-            passes.measured_file().write_text(damaged)
-            passes.measured.cache_clear()
-            assert passes.measured() == {}
-    finally:
-        passes.measured.cache_clear()
-
-
-@pytest.mark.parametrize("best", [1, 2])
-def test_the_faster_way_to_use_the_cores_is_remembered(two_threads, tmp_path, monkeypatch, best):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    passes.measured.cache_clear()
-    try:
-        assert passes.workers(CPU) == 2
-        monkeypatch.setattr(costs, "_learning_rate", lambda *arguments: 2.0 if passes.workers(CPU) == best else 1.0)
-        found = costs.tune("cpu", ["cifar10-resnet20"])
-        assert found[passes.workers_key()] == passes.workers(CPU) == best
-        assert passes.workers(torch.device("cuda")) == 1
-        torch.set_num_threads(1)
-        assert passes.workers(CPU) == 1
-    finally:
-        passes.measured.cache_clear()
-
-
-def test_rates_are_measured_in_whole_passes():
-    sizes = []
-    classifier = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    classifier.net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    assert costs._learning_rate(classifier, 8, 4, CPU) > 0
-    # One image to count the labels; four runs of two passes of four images, two steps each.
-    assert sizes == [1] + [4] * 16

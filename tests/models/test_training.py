@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -62,6 +64,8 @@ def test_a_state_that_cannot_be_gone_on_from_is_named(tmp_path):
     train_classifier(small_net(), train, stripes(8, 1), RECIPE, state_path=state, show_progress=False)
     with pytest.raises(ValueError, match=rf"{state}: expected the weights of a Linear .* got others"):
         train_classifier(nn.Linear(1, 1), train, stripes(8, 1), RECIPE, state_path=state, show_progress=False)
+    with pytest.raises(ValueError, match=rf"recipe: expected Recipe\(epochs=3.*, as in the .* training in {state}, got .*epochs=4"):
+        train_classifier(small_net(), train, stripes(8, 1), replace(RECIPE, epochs=4), state_path=state, show_progress=False)
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"state_path: .* damaged or another file; delete it to train from the start"):
         train_classifier(small_net(), train, stripes(8, 1), RECIPE, state_path=state, show_progress=False)

@@ -1,5 +1,7 @@
 """The figures draw the numbers they are given, with labels, and leave files of both kinds."""
 
+import itertools
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -10,7 +12,8 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from salkit.report import plots, tables
+from salkit.report import maps, plots, tables
+from salkit.studies.quality import SCORES
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +59,7 @@ def test_curves_are_the_means_over_images(result):
 
 
 def test_first_figure_masks_the_image_and_picks_the_label_that_fools_most(result):
-    figure = plots.true_and_wrong_label(result, ["0", "0.1"], n_images=1)
+    figure = maps.true_and_wrong_label(result, ["0", "0.1"], n_images=1)
     surest = int(result.prob.max("label").argmax("image"))
     one = result.isel(image=surest)
     right = int(one.prediction)
@@ -66,7 +69,7 @@ def test_first_figure_masks_the_image_and_picks_the_label_that_fools_most(result
     assert figure.axes[0].get_xlabel() == f"net: {one.label.values[right]}"
     for axis, (method, label) in zip(figure.axes[1:], [(0, right), (0, wrong), (1, right), (1, wrong)], strict=True):
         mask = one.heatmap.values[method, label][..., None]
-        np.testing.assert_allclose(axis.images[0].get_array(), mask * one.pixels.values + (1 - mask) * plots.GRAY)
+        np.testing.assert_allclose(axis.images[0].get_array(), mask * one.pixels.values + (1 - mask) * maps.GRAY)
         assert axis.get_xlabel().startswith(f"{one.label.values[label]}\nf = ")
 
 
@@ -101,19 +104,19 @@ def test_best_effort_says_when_no_image_counts(table):
 
 def test_maps_by_label_and_gallery(result):
     named = result.assign_coords(label_name=(("image", "label"), [["lynx", "tabby", "puma"]] * 3))
-    figure = plots.two_labels(named)
+    figure = maps.two_labels(named)
     assert [axis.get_title() for axis in figure.axes[1:4]] == ["lynx", "tabby", "puma"]
     shown = figure.axes[1].images[1].get_array()
     heatmap = named.heatmap.values[0, 0, 0]
     low, high = np.percentile(heatmap, [1, 99])
     np.testing.assert_allclose(shown, (heatmap - low) / (high - low))
-    figure = plots.label_gallery(result, columns=2)
+    figure = maps.label_gallery(result, columns=2)
     assert [axis.get_title() for axis in figure.axes] == ["cat", "dog", "ship", ""]
 
 
 def test_a_constant_map_can_be_drawn():
     axis = plt.figure().subplots()
-    plots.heat(axis, np.ones((4, 4, 3)), np.zeros((4, 4)))
+    maps.heat(axis, np.ones((4, 4, 3)), np.zeros((4, 4)))
     assert np.isfinite(axis.images[1].get_array()).all()
 
 
@@ -134,10 +137,8 @@ def test_learning_curves_draw_the_mask_phase_of_every_masker():
 
 def test_randomisation_draws_the_means_and_the_maps():
     rng = np.random.default_rng(0)
-    dims, coords = (
-        ("mode", "stage", "method", "image"),
-        {"mode": ["cascading"], "stage": ["fc", "stem"], "method": ["Ours"], "image": ["a", "b"]},
-    )
+    coords = {"mode": ["cascading"], "stage": ["fc", "stem"], "method": ["Ours"], "image": ["a", "b"]}
+    dims = tuple(coords)
     made = xr.Dataset({name: (dims, rng.random((1, 2, 1, 2))) for name in ("spearman", "spearman_absolute", "ssim", "hog")}, coords)
     figure = plots.randomisation(made)
     assert len(figure.axes) == 4
@@ -145,15 +146,13 @@ def test_randomisation_draws_the_means_and_the_maps():
     made["heatmap"] = ((*dims[:3], "y", "x"), rng.random((1, 2, 1, 8, 8)))
     made["original"] = (("method", "y", "x"), rng.random((1, 8, 8)))
     made["pixels"] = (("y", "x", "channel"), rng.random((8, 8, 3)))
-    figure = plots.randomised_maps(made)
+    figure = maps.randomised_maps(made)
     assert [axis.get_title() for axis in figure.axes] == ["trained", "to fc", "to stem"]
 
 
 def test_protocol_distances_writes_every_cell_and_boxes_the_compatible():
-    cells = [
-        (s, m, t, r) for s in ("all", "labels") for m in ("nll", "released") for t in ("paper", "released") for r in ("mean", "trapezoid")
-    ]
-    summary = pd.DataFrame(cells, columns=["softmax", "loss", "thresholds", "rule"])
+    cells = itertools.product(("all", "labels"), ("nll", "released"), ("paper", "released"), ("mean", "trapezoid"))
+    summary = pd.DataFrame(list(cells), columns=["softmax", "loss", "thresholds", "rule"])
     summary = summary.assign(distance=np.linspace(0.1, 0.6, 16), distance_completeness=0.2, distance_soundness=0.3, n_to_exclude=7.0)
     figure = plots.protocol_distances(summary.assign(verdict=["compatible"] + ["excluded"] * 15))
     both, images = figure.axes[2], figure.axes[3]
@@ -167,3 +166,12 @@ def test_label_dependence_stands_what_ignores_the_label_on_the_right(table):
     figure = plots.label_dependence(pd.concat([table, pd.DataFrame(more, columns=table.columns)]))
     points = [container.lines[0].get_xydata()[0, 0] for container in figure.axes[0].containers]
     assert points == [1.0, 0.1]
+
+
+def test_passes_to_quality_draws_the_means_over_images():
+    rows = [("fast", 0, image, 1, spent, 0.8, g, True) for image, g in (("a", 0.2), ("b", 0.6)) for spent in (10, 20)]
+    table = pd.DataFrame(rows, columns=["schedule", "seed", "image", "label", "composites", "f", "g", "predicted"])
+    axes = plots.passes_to_quality({"case": table}).axes
+    assert [axis.get_title() for axis in axes] == list(SCORES.values())
+    np.testing.assert_allclose(axes[2].lines[0].get_xydata(), [[10, 0.4], [20, 0.4]])
+    assert axes[0].get_ylabel() == "case"

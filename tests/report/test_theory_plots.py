@@ -45,8 +45,8 @@ def close_figures():
 
 
 def line(axis, label):
-    (found,) = [each for each in axis.get_lines() if each.get_label() == label]
-    return found
+    (match,) = [each for each in axis.get_lines() if each.get_label() == label]
+    return match
 
 
 def assert_draws(axis, label, x, y):

@@ -6,6 +6,7 @@ import pytest
 import xarray as xr
 
 from salkit.scores import Protocol
+from salkit.statistics import bootstrap_interval
 from salkit.studies.protocol_grid import (
     CELL,
     cell_summary,
@@ -134,9 +135,11 @@ def test_the_order_of_methods_images_and_keys_does_not_matter(grid, table, paper
     shuffled = {key: grid[key].isel(method=rng.permutation(3)) for key in KEYS[::-1]}
     assert any(list(result.method.values) != METHODS for result in shuffled.values())
     index = [*CELL, "method", "metric"]
-    again = grid_table(shuffled, paper.sample(frac=1, random_state=0))
-    pd.testing.assert_frame_equal(again.set_index(index).sort_index(), table.set_index(index).sort_index())
-    same = cell_summary(shuffled, paper.sample(frac=1, random_state=0), n_resamples=50)
+    some, other_paper = KEYS[1], paper.sample(frac=1, random_state=0)
+    again = grid_table({some: shuffled[some]}, other_paper).set_index(index).sort_index()
+    known = table[(table.softmax == some[0]) & (table.loss == some[1])].set_index(index).sort_index()
+    pd.testing.assert_frame_equal(again, known)
+    same = cell_summary(shuffled, other_paper, n_resamples=50)
     columns = [*CELL, "distance", "distance_completeness", "distance_soundness", "order_soundness", "excluded"]
     # Means over methods in another order round differently.
     pd.testing.assert_frame_equal(
@@ -155,22 +158,13 @@ def test_grid_table_has_a_row_for_every_number(table, expected, paper):
         assert row.difference == pytest.approx(ours - row.paper, abs=1e-6)
         assert row.low <= row.ours <= row.high
         assert row.n == 6
+    row = table.iloc[7]
+    interval = bootstrap_interval(expected[tuple(row[[*CELL, "method"]])][row.metric])
+    # Of float32 scores here, of float64 ones there.
+    assert [row.low, row.high] == pytest.approx([interval.low, interval.high], rel=1e-5)
 
 
-def test_intervals_are_those_of_the_bootstrap(table, expected):
-    rng = np.random.default_rng(7)
-    for row in table.sample(5, random_state=0).itertuples():
-        values = np.array(expected[row.softmax, row.loss, row.thresholds, row.rule, row.method][row.metric])
-        low, high = np.quantile(values[rng.integers(6, size=(20_000, 6))].mean(1), [0.025, 0.975])
-        # 10 000 draws of ours and 20 000 here know a 2.5 % quantile to about 0.02 standard errors each; six images leave a lattice.
-        assert [row.low, row.high] == pytest.approx([low, high], abs=0.15 * values.std())
-
-
-def test_the_papers_own_cell_excludes_nothing_and_far_values_are_excluded(table, planted, grid, expected):
-    own = table[(table[CELL] == list(planted)).all(axis=1)]
-    assert len(own) == 6
-    assert not own.excluded.any()
-    assert own.difference.abs().max() < 1e-6
+def test_far_values_are_excluded(grid, expected):
     # No score is 1.5; a mean that is hit is not excluded; an unknown number excludes nothing.
     one = {KEYS[0]: grid[KEYS[0]]}
     hit = np.mean(expected[(*KEYS[0], "paper", "mean", "Ours")]["soundness"])
@@ -245,8 +239,8 @@ def test_the_planted_cell_comes_first(summary, planted, expected, paper):
 
 
 def test_verdicts_count_the_excluded_numbers_and_say_how_many_images_it_takes(grid, paper):
-    # The six images thirty times: enough to exclude what is far.
-    many = {key: xr.concat([result] * 30, "image") for key, result in grid.items()}
+    # The six images ten times: enough to exclude what is far.
+    many = {key: xr.concat([grid[key]] * 10, "image") for key in (KEYS[0], KEYS[2])}
     table, summary = grid_table(many, paper), cell_summary(many, paper, n_resamples=20)
     few = cell_summary(grid, paper, n_resamples=20).set_index(CELL)
     for row in summary.itertuples():
@@ -363,7 +357,7 @@ def test_the_label_free_bound_holds_for_means_over_images():
 
 def test_the_conclusion_names_the_closest_cell_and_what_is_compatible(grid):
     paper = pd.DataFrame({"method": ["Ours", "Ours"], "metric": list(NUMBERS), "value": [0.5, 0.5]})
-    summary, needs = cell_summary(grid, paper), requirements(grid)
+    summary, needs = cell_summary(grid, paper, n_resamples=20), requirements(grid)
     text = conclusion(summary, needs)
     best = summary.iloc[0]
     assert f"Closest cell: softmax over {best.softmax}, loss {best.loss}, {best.thresholds} thresholds" in text

@@ -7,7 +7,7 @@ from salkit.curves import auc, insertion_curve
 from salkit.data import load_images
 from salkit.methods import LearnedMask
 from salkit.models import Classifier
-from salkit.studies.quality import SCORES, compare_schedules, learning_quality, measured_quality, per_image
+from salkit.studies.quality import SCORES, compare_schedules, learning_quality, per_image
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +90,3 @@ def test_seeds_count_with_their_mean_or_one_by_one():
     found = compare_schedules(table, [("a", "b"), ("a/1", "a/0")])
     differences = found[found.score == "insertion AUC of the prediction"].difference
     assert differences.tolist() == pytest.approx([0.0, 0.1])
-
-
-def test_what_was_measured_is_complete():
-    for rows in measured_quality().values():
-        ends = rows.groupby("schedule").composites.max()
-        assert (ends["paper"], ends["fast"]) == (20_000, 2_000)
-        assert set(rows[rows.schedule == "fast"].image) == set(rows[rows.schedule == "paper"].image)
-        assert not rows.isna().any().any()
-        assert rows[["f", "g"]].stack().between(0, 1).all()

@@ -1,14 +1,21 @@
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from salkit import models
+from salkit.data import load_images
 from salkit.engine.identity import describe
-from salkit.methods import LearnedMask, Phang, same_map_for_all_labels
+from salkit.evaluation.evaluate import evaluate
+from salkit.methods import RISE, FongVedaldi, LearnedMask, Phang, same_map_for_all_labels
+from salkit.methods.masker import save_masker
+from salkit.methods.masker_training import make_masker, taps_of
+from salkit.models import load_classifier
 from salkit.report.tables import paper_values
 from salkit.scores import PROTOCOLS
-from salkit.studies import costs, profiles
+from salkit.studies import costs, profiles, runs
 from salkit.studies.profiles import PROFILES, get_profile
 from salkit.studies.runs import Runs
 
@@ -21,8 +28,6 @@ def test_profiles_change_sizes_and_the_paper_has_the_papers():
     assert (paper.cifar10.classifier, paper.imagenette.classifier) == ("cifar10-resnet164", "resnet50")
     assert len(paper.imagenette.labels) == 10
     assert {0.0, 0.001, 0.01, 0.1} <= set(paper.tvs)
-    with pytest.raises(ValueError, match=r"profile: expected one of \['smoke', 'demo', 'paper'\], got 'full'"):
-        get_profile("full")
 
 
 def test_table1_settings_are_the_papers():
@@ -37,23 +42,71 @@ def test_table1_settings_are_the_papers():
     assert {name: (m.tv, m.scale, m.l1) for name, m in sweep.items()} == {"0": (0.0, 1, 1e-3), "0.1": (0.1, 1, 1e-3)}
 
 
+TINY = profiles.Study(
+    data="cifar10-samples",
+    classifier="cifar10-resnet20",
+    n_images=2,
+    pool=20,
+    n_steps=3,
+    n_distractors=2,
+    lr=0.1,
+    l1=1e-3,
+    n_points=4,
+    picture_steps=3,
+    masker_images=(12, 12, 12),
+)
+
+
+@pytest.mark.parametrize("known", [None, (0, 3, 5, 8)])
+def test_every_method_is_asked_for_two_labels_that_it_knows(tmp_path, monkeypatch, known):
+    """The paper's maskers know the labels of the list only; asked for another class they raise."""
+    study = replace(TINY, labels=(0, 3, 5, 8))
+    monkeypatch.setitem(PROFILES, "paper", replace(PROFILES["paper"], imagenette=study))
+    (tmp_path / "checkpoints").mkdir()
+    classifier = load_classifier(study.classifier)
+    for name, recipe in profiles.masker_recipes(study).items():
+        masker = make_masker(classifier, taps_of(study.classifier), replace(recipe, classes=known, embedding="normal"), side=32)
+        save_masker(masker, tmp_path / "checkpoints" / f"{name}-{study.classifier}.safetensors")
+    rows = ["Dabkowski and Gal", "Phang et al.", "Phang et al. (class)", "Random"]
+    monkeypatch.setattr(Runs, "_methods", lambda self, methods=Runs._methods: {name: methods(self)[name] for name in rows})
+    result = Runs("paper", output_dir=tmp_path).two_labels()
+    assert result.attrs["two_best_of"] == ("all classes" if known is None else "the label list")
+    assert result.method.values.tolist() == rows
+    assert result.insertion_auc.shape == (len(rows), study.own_label_images, 2)
+    # By hand: of the images of the list, those whose second label is the most probable.
+    images = study.images()
+    with torch.no_grad():
+        prob = classifier(images.images).exp()[:, list(known or range(10))]
+    top = prob.topk(2).values
+    second = top[:, 1].argsort(descending=True)[: study.own_label_images]
+    assert result.image.values.tolist() == [images.ids[i] for i in second]
+    np.testing.assert_allclose(result.prob, top[second], atol=1e-5)
+
+
+def test_equal_trainings_leave_equal_tables(tmp_path, monkeypatch):
+    """A table of results holds nothing that a clock or a second run would change."""
+    study = replace(TINY, labels=(0, 3, 5, 8))
+    monkeypatch.setitem(PROFILES, "smoke", replace(PROFILES["smoke"], imagenette=study))
+    recipes = {name: replace(profiles.masker_recipes(study)[name], size=32) for name in ("dabkowski_gal", "phang")}
+    monkeypatch.setattr(runs, "masker_recipes", lambda study: recipes)
+    first, second = (Runs("smoke", output_dir=tmp_path / name).train_maskers() for name in "ab")
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+    assert set(first.masker) == set(recipes)
+    monkeypatch.setattr(runs, "train_masker", None)  # a finished training is not repeated
+    pd.testing.assert_frame_equal(Runs("smoke", output_dir=tmp_path / "a").train_maskers(), first, check_exact=True)
+
+
 def test_passes_are_counted_as_they_are_made():
     """Count the images that really go through the net and compare with the plan."""
-    study = profiles.Study(
-        "cifar10-samples", "cifar10-resnet20", None, 2, 20, n_steps=3, n_distractors=2, lr=0.1, l1=1e-3, n_points=4, picture_steps=3
-    )
-    # Four composites a pass divide the pairs evenly: no pass is filled up.
-    methods = profiles.table1_methods(study, PROTOCOLS["paper"], internal_batch_size=4)
-    # The line search of iGOS++ takes as many passes as it takes, LRP about two; the kit ships no maskers for this net.
-    left_out = ("iGOS++", "LRP", "Dabkowski and Gal", "Phang et al.", "Phang et al. (class)")
-    methods = {name: method for name, method in methods.items() if name not in left_out}
-    methods["Fong and Vedaldi"] = replace(methods["Fong and Vedaldi"], internal_batch_size=4)
-    forward, forward_backward = costs.count_passes(study, methods, 2, 10)
-    from salkit.data import load_images
-    from salkit.evaluation.evaluate import evaluate
-    from salkit.models import load_classifier
-
-    classifier = load_classifier(study.classifier, pretrained=False)
+    study = replace(TINY, labels=(0, 3, 5), n_steps=2, n_points=2)
+    # Two composites a pass: no pass is filled up.
+    methods = profiles.table1_methods(study, PROTOCOLS["paper"], internal_batch_size=2)
+    # Each kind of cost. Left out: the line search of iGOS++ takes as many passes as it takes, LRP about two.
+    names = ("Ours", "Ours (cheating)", "Gradient x Input", "Random", "Centered Gaussian", "Grad-CAM", "SmoothGrad")
+    methods = {name: methods[name] for name in names}
+    methods["RISE"], methods["Fong and Vedaldi"] = RISE(n_masks=5), FongVedaldi(n_steps=2)
+    forward, forward_backward = costs.count_passes(study, methods, 2, 3)
+    classifier = load_classifier(study.classifier, study.labels, pretrained=False)
     seen = {"forward": 0, "forward_backward": 0}
 
     def count(module, inputs):
@@ -61,7 +114,7 @@ def test_passes_are_counted_as_they_are_made():
 
     classifier.net.register_forward_pre_hook(count)
     images = load_images(study.data).sample(2)
-    evaluate(classifier, images, methods, distractors=load_images(study.data), n_steps=4, show_progress=False)
+    evaluate(classifier, images, methods, distractors=load_images(study.data), n_steps=2, show_progress=False)
     assert seen["forward_backward"] == forward_backward
     # One image goes through the net to find Grad-CAM's layer, and three times to fold the batch norms.
     assert seen["forward"] == forward + 1 + 3
@@ -78,6 +131,8 @@ def test_plan_scales_with_the_profile(monkeypatch):
     # Maps that are not kept, once more for the crops: SmoothGrad, integrated gradients, LRP, Gradient x Input and Grad-CAM.
     again = 1_000 * (2 * 50 + 2 + 1 + 1)
     assert table1.forward_backward == 10_000 * each + 1_000 * once + held_out + again
+    # A curve at every pixel count: insertion for each pair, deletion for each image, 1024 + 1 points.
+    assert plan["02_cifar10_tv_sweep"].forward == 1_000 + 5 * (10_000 + 1_000) * 1_025
     # Best effort: 1000 images with two labels each; Figure 2: two settings twice and one map for both; the gallery: ten.
     own_labels, figure2, gallery = 1_000 * (2 * each + once), 5 * 20_000, 10 * 20_000
     assert plan["04_figures"].forward_backward == own_labels + figure2 + gallery

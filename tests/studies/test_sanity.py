@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,9 @@ from torch import nn
 
 from salkit.data import load_images
 from salkit.methods import get_method
-from salkit.models import CLASSIFIERS, load_classifier
+from salkit.models import CLASSIFIERS, Classifier, load_classifier
 from salkit.studies.sanity import SIMILARITIES, STAGES, layer_randomisation, randomise, similarity
 
-CIFAR_STAGES = STAGES["cifar10-resnet20"]
 METHODS = {"gradient": get_method("gradient_x_input"), "gaussian": get_method("centered_gaussian")}
 
 
@@ -76,11 +77,7 @@ def test_unknown_modules_are_named(net):
         randomise(net, ["0", "7", "head"])
 
 
-def test_there_are_stages_for_every_classifier():
-    assert set(STAGES) == set(CLASSIFIERS)
-
-
-@pytest.mark.parametrize("name", sorted(STAGES))
+@pytest.mark.parametrize("name", sorted(CLASSIFIERS))
 def test_stages_name_modules_that_exist_and_together_hold_every_parameter_once(name):
     net = load_classifier(name, pretrained=False).net
     modules = [module for stage in STAGES[name].values() for module in stage]
@@ -109,7 +106,7 @@ def test_a_map_is_like_itself():
     assert similarity(heatmap, heatmap) == pytest.approx(dict.fromkeys(SIMILARITIES, 1.0), abs=1e-6)
     shifted = similarity(heatmap, 3 * heatmap + 5)
     assert [shifted[name] for name in ("spearman", "ssim", "hog")] == pytest.approx([1.0] * 3, abs=1e-5)
-    assert shifted["spearman_absolute"] < 0.9, "the sign of a map is not a matter of taste"
+    assert shifted["spearman_absolute"] < 0.9, "a shift changes the order of the magnitudes"
 
 
 def test_a_negated_map_has_the_contrary_ranks_and_the_same_magnitudes():
@@ -120,24 +117,12 @@ def test_a_negated_map_has_the_contrary_ranks_and_the_same_magnitudes():
     assert found["ssim"] < 0
 
 
-def test_spearman_by_hand():
-    # Two maps of 144 pixels: ranks 0 ... 143, of which the second swaps the first with the last. Spearman is 1 - 6 sum d^2 / (n^3 - n),
-    # and only two differences, of 143, are not 0.
-    ranks = np.arange(144.0)
-    swapped = ranks.copy()
-    swapped[[0, -1]] = ranks[[-1, 0]]
-    expected = 1 - 6 * 2 * 143**2 / (144**3 - 144)
-    # Any increasing function has the same ranks.
-    found = similarity(np.exp(ranks / 20).reshape(12, 12), (swapped**3).reshape(12, 12))
-    assert found["spearman"] == pytest.approx(expected, abs=1e-12)
-
-
 def test_spearman_with_ties_is_the_correlation_of_mean_ranks():
     rng = np.random.default_rng(2)
     a, b = (rng.integers(-3, 4, (12, 12)).astype(float) for _ in range(2))
     b += a
     mean_ranks = [[(np.sum(m < v) + np.sum(m <= v) + 1) / 2 for v in m.ravel()] for m in (a, b)]
-    found = similarity(a, b)
+    found = similarity(np.exp(a), b**3)  # increasing functions keep the ranks
     assert found["spearman"] == pytest.approx(np.corrcoef(mean_ranks)[0, 1], abs=1e-12)
     assert found["spearman"] == pytest.approx(stats.spearmanr(a.ravel(), b.ravel()).statistic, abs=1e-12)
 
@@ -212,25 +197,35 @@ def test_maps_whose_magnitudes_are_constant_stay_finite(kind):
     assert all(np.isfinite(value) for value in found.values())
 
 
-@pytest.fixture(scope="module")
-def trained():
-    return load_classifier("cifar10-resnet20"), load_images("cifar10-samples", n=2)
+NET_STAGES = {"output": ("output",), "middle": ("middle", "norm"), "first": ("first",)}
+
+
+def new_net():
+    torch.manual_seed(1)
+    layers = {"first": nn.Conv2d(3, 16, 3), "clip": nn.ReLU(), "middle": nn.Conv2d(16, 16, 3), "norm": nn.BatchNorm2d(16)}
+    layers |= {"clip2": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(4), "flat": nn.Flatten(), "output": nn.Linear(256, 10)}
+    return Classifier(nn.Sequential(OrderedDict(layers)).eval())
 
 
 @pytest.fixture(scope="module")
-def randomised(trained):
-    return layer_randomisation(trained[0], CIFAR_STAGES, trained[1], METHODS, show_progress=False)
+def scene():
+    return new_net(), load_images("cifar10-samples", n=2)
 
 
-def test_dims_and_coordinates_of_layer_randomisation(randomised, trained):
+@pytest.fixture(scope="module")
+def randomised(scene):
+    return layer_randomisation(scene[0], NET_STAGES, scene[1], METHODS, show_progress=False)
+
+
+def test_dims_and_coordinates_of_layer_randomisation(randomised, scene):
     for name in SIMILARITIES:
         assert randomised[name].dims == ("mode", "stage", "method", "image")
-        assert randomised[name].shape == (2, 5, 2, 2)
+        assert randomised[name].shape == (2, 3, 2, 2)
         assert (abs(randomised[name]) <= 1 + 1e-6).all()
     assert randomised["mode"].values.tolist() == ["cascading", "independent"]
-    assert randomised.stage.values.tolist() == ["output", "stage3", "stage2", "stage1", "init"]
+    assert randomised.stage.values.tolist() == ["output", "middle", "first"]
     assert randomised.method.values.tolist() == ["gradient", "gaussian"]
-    assert randomised.image.values.tolist() == list(trained[1].ids)
+    assert randomised.image.values.tolist() == list(scene[1].ids)
 
 
 def test_a_map_that_ignores_the_net_survives_and_one_that_reads_it_does_not(randomised):
@@ -238,7 +233,7 @@ def test_a_map_that_ignores_the_net_survives_and_one_that_reads_it_does_not(rand
     for name in SIMILARITIES:
         np.testing.assert_allclose(randomised[name].sel({"method": "gaussian"}), 1.0, atol=1e-6)
     # 1024 pixels: unrelated ranks have deviation 0.03; nothing but noise is left in the gradients of a random net.
-    last = randomised.sel({"method": "gradient", "mode": "cascading", "stage": "init"})
+    last = randomised.sel({"method": "gradient", "mode": "cascading", "stage": "first"})
     assert (abs(last.spearman) < 0.3).all()
     assert (last.ssim < 0.6).all()
     assert (randomised.spearman.sel({"method": "gradient"}) < 0.9).all()
@@ -253,16 +248,15 @@ def test_cascading_starts_as_independent_does_and_then_goes_further(randomised):
         assert (cascading.isel(stage=slice(1, None)) != independent.isel(stage=slice(1, None))).all()
 
 
-def test_layer_randomisation_against_nets_randomised_by_hand(randomised, trained):
-    classifier, images = trained
+def test_layer_randomisation_against_nets_randomised_by_hand(randomised, scene):
+    classifier, images = scene
     with torch.no_grad():
         prediction = classifier(images.images).argmax(1)
     before = METHODS["gradient"].attribute(classifier, images.images, prediction).numpy()
-    for mode, modules in (("cascading", ["output", "features.stage3", "features.stage2"]), ("independent", ["features.stage2"])):
-        forgetful = load_classifier("cifar10-resnet20")
-        forgetful.net = randomise(forgetful.net, modules)
+    for mode, modules in (("cascading", ["output", "middle", "norm"]), ("independent", ["middle", "norm"])):
+        forgetful = Classifier(randomise(classifier.net, modules))
         after = METHODS["gradient"].attribute(forgetful, images.images, prediction).numpy()
-        at = randomised.sel({"mode": mode, "stage": "stage2", "method": "gradient"})
+        at = randomised.sel({"mode": mode, "stage": "middle", "method": "gradient"})
         for i in range(2):
             expected = stats.spearmanr(before[i].ravel(), after[i].ravel()).statistic
             # The rounding of two runs may swap ranks of nearly equal pixels.
@@ -281,24 +275,23 @@ class TargetAsMap:
         return torch.stack([side * (1 + t) + side.T * (10 - t) for t in target.tolist()])
 
 
-def test_either_prediction_can_be_explained(trained):
-    classifier, images = trained
-    # With seed 0 the random nets predict what the trained one does, with seed 3 something else.
-    for seed, agrees in ((0, True), (3, False)):
+def test_either_prediction_can_be_explained(scene):
+    (classifier, images), stages = scene, {"output": ("output",)}
+    # With seed 6 the random nets predict what the net itself does, with seed 3 something else.
+    for seed, agrees in ((6, True), (3, False)):
         arguments = {"modes": ["cascading"], "seed": seed, "show_progress": False}
-        original = layer_randomisation(classifier, CIFAR_STAGES, images, {"target": TargetAsMap()}, **arguments)
-        changed = layer_randomisation(classifier, CIFAR_STAGES, images, {"target": TargetAsMap()}, explain="randomised", **arguments)
+        original = layer_randomisation(classifier, stages, images, {"target": TargetAsMap()}, **arguments)
+        changed = layer_randomisation(classifier, stages, images, {"target": TargetAsMap()}, explain="randomised", **arguments)
         np.testing.assert_allclose(original.spearman, 1.0)
         np.testing.assert_array_equal(changed.spearman > 1 - 1e-6, agrees)
-        forgetful = load_classifier("cifar10-resnet20")
-        forgetful.net = randomise(forgetful.net, ["output"], seed)
+        forgetful = Classifier(randomise(classifier.net, ["output"], seed))
         with torch.no_grad():
             same = forgetful(images.images).argmax(1) == classifier(images.images).argmax(1)
         assert same.tolist() == [agrees, agrees]
 
 
-def test_modes_and_seeds_can_be_chosen(trained, randomised):
-    classifier, images = trained
+def test_modes_and_seeds_can_be_chosen(scene, randomised):
+    classifier, images = scene
     stages = {"output": ("output",)}
     one = {"gradient": METHODS["gradient"]}
     arguments = {"modes": ["independent"], "show_progress": False}
@@ -311,12 +304,11 @@ def test_modes_and_seeds_can_be_chosen(trained, randomised):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"modes": ["cascading", "sideways"]}, "modes: expected one of .*independent.*, got 'sideways'"),
+        ({"modes": []}, "modes, stages: expected at least one of each"),
         ({"explain": "both"}, "explain: expected one of .*randomised.*, got 'both'"),
-        ({"stages": {"head": ("fc",)}}, r"modules: expected names of modules of CIFARResNet, got \['fc'\]"),
     ],
 )
-def test_wrong_arguments_are_named(trained, change, message):
-    arguments = {"stages": CIFAR_STAGES, "images": trained[1], "methods": METHODS} | change
+def test_wrong_arguments_are_named(scene, change, message):
+    arguments = {"stages": NET_STAGES, "images": scene[1], "methods": METHODS} | change
     with pytest.raises(ValueError, match=message):
-        layer_randomisation(trained[0], **arguments, show_progress=False)
+        layer_randomisation(scene[0], **arguments, show_progress=False)

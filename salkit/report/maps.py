@@ -1,0 +1,120 @@
+"""Figures that show images: under masks, and under heatmaps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+GRAY = 0.45
+"""How dark the hidden pixels are drawn; to the net they are exactly the mean colour."""
+
+
+def true_and_wrong_label(result: xr.Dataset, methods: Sequence[str], n_images: int = 3) -> Figure:
+    """Figure 1: the images the net is surest of, under masks for the predicted label and for the wrong label that fools it most.
+
+    Args:
+        result: an evaluation with heatmaps in [0, 1].
+        methods: which of its methods to show (names are lTVs); the wrong label is the one with the largest g under the first.
+        n_images: rows.
+    """
+    surest = result.prob.max("label").argsort().values[::-1][:n_images]
+    figure, axes = plt.subplots(
+        len(surest), 1 + 2 * len(methods), figsize=(2.2 * (1 + 2 * len(methods)), 2.75 * len(surest)), squeeze=False
+    )
+    for row, i in zip(axes, surest, strict=True):
+        one = result.isel(image=int(i))
+        right = int(one.prediction)
+        wrong = int(one.insertion_auc.sel({"method": methods[0]}).where(np.arange(len(one.label)) != right, -1).argmax("label"))
+        image = one.pixels.values
+        _show(row[0], image, f"net: {one.label.values[right]}")
+        cells = [(method, label) for method in methods for label in (right, wrong)]
+        for axis, (method, label) in zip(row[1:], cells, strict=True):
+            pair = one.sel({"method": method}).isel(label=label)
+            mask = pair.heatmap.values[..., None]
+            _show(axis, mask * image + (1 - mask) * GRAY, f"{pair.label.item()}\n{_f_and_g(pair)}")
+    kinds = [f"{kind} label\n" + r"$\lambda_{TV}$ = " + method for method in methods for kind in ("predicted", "wrong")]
+    for axis, title in zip(axes[0], ["image", *kinds], strict=True):
+        axis.set_title(title, fontsize=12)
+    figure.tight_layout()
+    return figure
+
+
+def two_labels(result: xr.Dataset) -> Figure:
+    """Figure 2: the first image of an evaluation; each row a method, each column a label, the map over the image, scores below."""
+    one = result.isel(image=0)
+    names = one.label_name.values if "label_name" in one.coords else one.label.values
+    n, k = len(one.method), len(one.label)
+    figure, axes = plt.subplots(n, k + 1, figsize=(1.9 * (k + 1), 2.15 * n), squeeze=False, layout="constrained")
+    for row, method in zip(axes, one.method.values, strict=True):
+        row[0].set_axis_off()
+        for axis, label in zip(row[1:], one.label.values, strict=True):
+            pair = one.sel({"method": method, "label": label})
+            heat(axis, one.pixels.values, pair.heatmap.values, _f_and_g(pair))
+        row[1].set_ylabel(str(method), fontsize=10)
+    axes[0, 0].set_axis_on()
+    _show(axes[0, 0], one.pixels.values, "image")
+    for axis, label in zip(axes[0, 1:], names, strict=True):
+        axis.set_title(str(label), fontsize=10)
+    return figure
+
+
+def label_gallery(result: xr.Dataset, columns: int = 5) -> Figure:
+    """The first method's maps of the first image for every label."""
+    one = result.isel(image=0, method=0)
+    rows = -(-len(one.label) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.45 * columns, 1.95 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(one.label) :]:
+        axis.set_axis_off()
+    for axis, label in zip(axes.flat, range(len(one.label)), strict=False):
+        pair = one.isel(label=label)
+        heat(axis, one.pixels.values, pair.heatmap.values, _f_and_g(pair))
+        axis.set_title(pair.label.item(), fontsize=10, weight="bold" if label == int(one.prediction) else "normal")
+    return figure
+
+
+def randomised_maps(result: xr.Dataset, mode: str = "cascading") -> Figure:
+    """The maps of one image: the trained net's on the left, then with ever more stages randomised; a row a method."""
+    stages, methods = result.stage.values, result.method.values
+    size = (1.6 * (len(stages) + 1), 1.75 * len(methods))
+    figure, axes = plt.subplots(len(methods), len(stages) + 1, figsize=size, squeeze=False, layout="constrained")
+    for row, method in zip(axes, methods, strict=True):
+        heat(row[0], result.pixels.values, result.original.sel({"method": method}).values)
+        row[0].set_ylabel(method, fontsize=10)
+        for axis, stage in zip(row[1:], stages, strict=True):
+            heat(axis, result.pixels.values, result.heatmap.sel({"method": method, "stage": stage, "mode": mode}).values)
+    for axis, title in zip(axes[0], ["trained", *(f"to {stage}" for stage in stages)], strict=True):
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def heat(axis: Axes, pixels: np.ndarray, heatmap: np.ndarray, caption: str = "") -> None:
+    """A heatmap `(H, W)` over its image `(H, W, 3)` in gray: from dark to bright between the 1st and 99th percentile of its values."""
+    low, high = np.percentile(heatmap, [1, 99])
+    axis.imshow(pixels.mean(-1), cmap="gray", vmin=0, vmax=1)
+    axis.imshow((heatmap - low) / max(high - low, 1e-12), cmap="magma", alpha=0.65, vmin=0, vmax=1)
+    _frame(axis, caption)
+
+
+def _show(axis: Axes, image: np.ndarray, caption: str) -> None:
+    axis.imshow(image.clip(0, 1))
+    _frame(axis, caption)
+
+
+def _f_and_g(pair: xr.Dataset) -> str:
+    return f"f = {_probability(pair.prob)}   g = {_probability(pair.insertion_auc)}"
+
+
+def _probability(value: xr.DataArray) -> str:
+    return f"{float(value):.2f}" if float(value) >= 0.01 else f"{float(value):.0e}".replace("e-0", "e-")
+
+
+def _frame(axis: Axes, caption: str) -> None:
+    axis.set(xticks=[], yticks=[])
+    axis.set_xlabel(caption, fontsize=9)
+    for spine in axis.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,402 @@
+"""Which code is in a key: the kit's own, a user's modules, and what was typed."""
+
+import ast
+import importlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import captum.attr
+import pytest
+import torch
+from torch import nn
+
+import salkit
+from salkit import evaluate
+from salkit.engine import code
+from salkit.engine.code import KIT, NOT_IN_EVERY_KEY, code_digest, kit_digest, source_digest
+from salkit.engine.identity import canonical, describe, describe_experiment
+from salkit.engine.store import Store
+from salkit.methods import get_method
+from salkit.studies import theory, theory_study
+
+MODULES = sorted(path.relative_to(KIT).as_posix() for path in KIT.rglob("*.py"))
+COUNTED = [name for name in MODULES if name.partition("/")[0] not in NOT_IN_EVERY_KEY]
+
+
+def with_another_constant(source):
+    """The same code, but for the first number or text (a docstring is none)."""
+    tree = code._tree(source)
+    for node in ast.walk(tree):
+        if getattr(node, "body", None) == []:
+            node.body = [ast.Pass()]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float, str):
+            node.value += type(node.value)(1)
+            return ast.unparse(tree)
+    return f"{source}\nADDED = 1\n"
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory):
+    return shutil.copytree(KIT, tmp_path_factory.mktemp("copy") / "salkit", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+@pytest.fixture
+def edited(kit):
+    """Digests of the kit after edits of one file."""
+    kept = {}
+
+    def edit(name, change):
+        kept.setdefault(name, (kit / name).read_text())
+        (kit / name).write_text(change(kept[name]))
+        return kit_digest.__wrapped__(kit)
+
+    yield edit
+    for name, source in kept.items():
+        (kit / name).write_text(source)
+
+
+def test_everything_that_computes_is_counted(kit):
+    folders = {"data", "models", "methods", "evaluation"}
+    files = {"masking.py", "curves.py", "scores.py", "saliency_metric.py", "statistics.py", "checks.py"}
+    assert {name.partition("/")[0] for name in COUNTED} >= folders | files
+    assert kit_digest.__wrapped__(kit) == kit_digest() == describe_experiment("table", "toy", 1).versions["code"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_one_changed_constant_is_another_key(edited, name):
+    plain = edited(name, lambda source: source)
+    assert (edited(name, with_another_constant) != plain) == (name in COUNTED)
+    assert edited(name, lambda source: source.replace('"""', '"""Another docstring. ', 1) + "\n# a comment\n") == plain
+
+
+def test_a_new_file_counts_until_somebody_says_otherwise(kit):
+    (kit / "new").mkdir()
+    (kit / "new" / "module.py").write_text("x = 1")
+    try:
+        assert kit_digest.__wrapped__(kit) != kit_digest()
+    finally:
+        shutil.rmtree(kit / "new")
+
+
+SOURCE = '''"""A module."""
+import math
+
+class Mean:
+    """Says what it does."""
+
+    async def of(self, x):
+        """And how."""
+        return sum(x) / len(x)  # a comment
+'''
+
+
+@pytest.mark.parametrize("change", ["# a comment", "# another", "A module.", "Says what", "And how.", "\n\n", "len(x)"])
+def test_comments_docstrings_and_spaces_do_not_count(change):
+    assert code_digest(SOURCE.replace(change, {"\n\n": "\n\n\n", "len(x)": "len( x )"}.get(change, "# A text"), 1)) == code_digest(SOURCE)
+    assert code_digest(SOURCE.replace("sum", "max")) != code_digest(SOURCE) != code_digest(SOURCE.replace("Mean", "Median"))
+
+
+def test_the_kit_goes_by_its_packages_and_libraries_by_their_versions():
+    names = ("random", "learned_mask", "rise")
+    assert {source_digest(type(get_method(name))) for name in names}.isdisjoint({source_digest(theory), source_digest(salkit)})
+    versions = {nn.Linear: "torch", captum.attr.Saliency: "captum", nn.functional.relu: "torch", nn: "torch"}
+    assert all(source_digest(thing) == f"{name} {importlib.metadata.version(name)}" for thing, name in versions.items())
+    assert {source_digest(thing) for thing in (max, Path, ast.dump, ast, torch.ones(2).add)} == {"python"}
+
+
+def test_a_table_has_the_code_of_the_studies_in_its_key(monkeypatch):
+    keys = [describe_experiment("table", "toy", 1, function=theory_study.theorem_lengths).key]
+    monkeypatch.setattr(code, "_package_digest", lambda path: f"another {path.name}")
+    keys += [describe_experiment("table", "toy", 1, function=theory_study.theorem_lengths).key for _ in range(2)]
+    assert keys[0] != keys[1] == keys[2]
+
+
+# A user's own files.
+
+FILES = {
+    "my_methods.py": """
+import my_helper
+from my_package import inner
+
+class Mine:
+    def attribute(self, classifier, inputs, target, **settings):
+        from my_later import shift
+        return my_helper.scaled(inputs.mean(1)) + inner.OFFSET + shift
+""",
+    "my_helper.py": "from my_deeper import factor\n\ndef scaled(x):\n    return factor() * x\n",
+    "my_deeper.py": "def factor():\n    return 2.0\n",
+    "my_later.py": "shift = 0.0\n",
+    "my_package/__init__.py": "STEPS = 1\n",
+    "my_package/inner.py": "from . import constants\nOFFSET = constants.OFFSET\n",
+    "my_package/constants.py": "OFFSET = 0.0\n",
+    "my_package/unused.py": "OFFSET = 0.0\n",
+    "my_other.py": "x = 1\n",
+}
+USED = [name for name in FILES if name not in ("my_package/unused.py", "my_other.py")]
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with a method of one's own: `own.write(name, text)` edits it, `own.load()` imports it as a new process would."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def forget():
+        for name in [name for name in sys.modules if name.startswith("my_")]:
+            del sys.modules[name]
+            code._sources.pop(name, None)
+
+    def load():
+        forget()
+        importlib.invalidate_caches()
+        return importlib.import_module("my_methods").Mine()
+
+    for name, text in FILES.items():
+        write(name, text)
+    yield SimpleNamespace(write=write, load=load, folder=tmp_path)
+    forget()
+
+
+def test_a_file_of_ones_own_with_a_name_of_pythons(own, monkeypatch):
+    monkeypatch.delitem(sys.modules, "profile", raising=False)
+    own.write("my_methods.py", FILES["my_methods.py"].replace("my_helper", "profile"))
+    digests = []
+    for factor in (2, 3):
+        own.write("profile.py", f"def scaled(x):\n    return {factor} * x\n")
+        digests += [source_digest(type(own.load())), source_digest(importlib.import_module("profile").scaled)]
+        for name in ("profile", "my_methods"):
+            code._sources.pop(name, None)
+        del sys.modules["profile"]
+    assert len(set(digests)) == 4
+    assert "python" not in digests
+
+
+@pytest.mark.parametrize("name", ["my_later.py", "my_later.so"])
+def test_files_that_are_no_source_go_by_their_bytes(own, name):
+    (own.folder / "my_later.py").unlink()
+    digests = []
+    for content in (b"\0compiled", b"\0compiled anew", b"print 'an old Python'"):
+        (own.folder / name).write_bytes(content)
+        digests.append(source_digest(type(own.load())))
+    assert len(set(digests)) == 3
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_users_module_counts_with_everything_of_its_own_that_it_imports(own, name):
+    first = describe(own.load())
+    assert describe(own.load()) == first
+    own.write(name, f"# a comment\n{FILES[name]}")
+    assert describe(own.load()) == first
+    own.write(name, f"{FILES[name]}\nADDED = 1\n")
+    assert (describe(own.load()) != first) == (name in USED)
+
+
+def test_other_code_in_the_helper_of_a_users_method_is_computed_again(own, reference_classifier, images):
+    def score():
+        found = evaluate(reference_classifier, images[:2], {"mine": own.load()}, n_steps=4, store=own.folder / "store", show_progress=False)
+        return found.insertion_auc
+
+    first = score()
+    own.write("my_deeper.py", "def factor():\n    return -2.0\n")
+    assert not first.identical(score())
+    own.write("my_deeper.py", FILES["my_deeper.py"])
+    assert first.identical(score())
+
+
+def test_what_runs_counts_and_not_what_was_edited_since(own):
+    mine = own.load()
+    first = describe(mine)
+    own.write("my_deeper.py", "def factor():\n    return 3.0\n")
+    assert describe(mine) == first
+    importlib.reload(sys.modules["my_deeper"])
+    assert describe(mine) != first
+
+
+def test_own_code_is_found_wherever_it_lies_but_not_in_libraries(own, tmp_path_factory, monkeypatch):
+    elsewhere = tmp_path_factory.mktemp("lib")
+    monkeypatch.syspath_prepend(elsewhere)
+    (elsewhere / "my_deeper.py").write_text("def factor():\n    return 2.0\n")
+    first = describe(own.load())
+    (elsewhere / "my_deeper.py").write_text("def factor():\n    return 4.0\n")
+    assert describe(own.load()) != first
+    monkeypatch.setattr(code, "_installed", lambda file: file.is_relative_to(elsewhere))
+    first = describe(own.load())
+    (elsewhere / "my_deeper.py").write_text("def factor():\n    return 5.0\n")
+    assert describe(own.load()) == first
+
+
+def made(kind):
+    if kind == "double":
+
+        def scaled(x):
+            return 2 * x
+
+        class Scaled:
+            def of(self, x):
+                return 2 * x
+
+    else:
+
+        def scaled(x):
+            return 3 * x
+
+        class Scaled:
+            def of(self, x):
+                return 3 * x
+
+    return scaled, Scaled
+
+
+def test_functions_and_classes_of_the_same_name_are_told_apart():
+    for one, other, again in zip(made("double"), made("triple"), made("double"), strict=True):
+        assert source_digest(one) == source_digest(again) != source_digest(other)
+
+
+# What was typed.
+
+TYPED = """
+factor = 2.0
+names = {"a"}
+
+def scaled(x):
+    return factor * x
+
+def other(x):
+    return x
+
+class Mine:
+    shift = 0.0
+
+    def attribute(self, classifier, inputs, target, **settings):
+        return scaled(inputs.mean(1)) + self.shift
+"""
+
+
+@pytest.fixture
+def typed():
+    """A namespace like a notebook's."""
+    space = {"__name__": "__main__"}
+    exec(TYPED, space)
+    return space
+
+
+def retype(space, old, new):
+    exec(TYPED[TYPED.index("def scaled") : TYPED.index("class Mine")].replace(old, new), space)
+
+
+CHANGES = {
+    "the class typed again": (lambda space: exec(TYPED, space), True),
+    "a helper typed again": (lambda space: retype(space, "factor *", "3 *"), True),
+    "a value that a helper uses": (lambda space: space.update(factor=3.0), True),
+    "an attribute of the class": (lambda space: setattr(space["Mine"], "shift", 1.0), True),
+    "something else": (lambda space: space.update(another=1), False),
+    "nothing": (lambda space: None, False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_typed_code_equals_itself_as_long_as_nothing_that_it_uses_changes(typed, change):
+    first = describe(typed["Mine"]())
+    assert first["source"][0][0].startswith("unknown-Mine-")
+    act, counts = CHANGES[change]
+    act(typed)
+    assert (describe(typed["Mine"]()) != first) == counts
+
+
+def test_typed_code_that_uses_what_cannot_be_described_never_equals_itself(typed):
+    exec("class Sets:\n    def call(self):\n        return names", typed)
+    assert describe(typed["Sets"]()) != describe(typed["Sets"]())
+
+
+@pytest.mark.parametrize("function", ["lambda x: x", "(lambda: (lambda x: x))()"])
+def test_typed_functions_equal_only_themselves(function):
+    one, other = eval(function, {"__name__": "__main__"}), eval(function, {})
+    assert source_digest(one).startswith("unknown-")
+    assert source_digest(one) == source_digest(one) != source_digest(other)
+
+
+@pytest.mark.parametrize(("version", "stands"), [("1", True), (0, True), (True, False), (1.5, False), (None, False)])
+def test_a_version_stands_for_typed_code(typed, version, stands):
+    typed["Mine"].version = version
+    first = describe(typed["Mine"]())
+    assert (first["source"] == [f"version {version}"]) == stands
+    exec(TYPED, typed)
+    mine = typed["Mine"]()
+    mine.version = version
+    assert (describe(mine)["source"] == first["source"]) == stands
+    mine.version = "another"
+    assert describe(mine)["source"] == ["version another"]
+
+
+def test_typed_nets_are_marked_where_workers_look(typed):
+    exec(
+        "import torch\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.act = lambda x: x",
+        typed,
+    )
+    found = canonical(describe(nn.Sequential(typed["Net"]())))
+    assert found.count("unknown-") >= 2
+
+
+def test_typed_code_is_named_once_where_results_are_kept(typed, tmp_path, caplog):
+    exec("class MineToo(Mine):\n    pass", typed)
+    with caplog.at_level(logging.WARNING, "salkit"):
+        for folder, durable in (("not kept", False), ("a", True), ("b", True)):
+            for rows in (1, 2):
+                Store(tmp_path / folder, durable=durable).open(describe_experiment("table", "t", rows, method=typed["MineToo"]()))
+            assert len(caplog.records) == durable
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "Mine, MineToo, scaled: typed in a notebook or at a prompt, so results are reused in this process only."
+    )
+    assert "`version`" in record.getMessage()
+
+
+SCRIPT = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("salkit_code", {code.__file__!r})
+code = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(code)
+
+class Mine:
+    def attribute(self):
+        return 1
+
+class Versioned(Mine):
+    version = 3
+
+print(code.source_digest(Mine), code.source_digest(Versioned), code.source_digest(Mine.attribute))
+"""
+
+
+def test_a_script_goes_by_its_file_and_a_prompt_by_its_process(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def run(*command, text=None):
+        done = subprocess.run([sys.executable, *command], input=text, capture_output=True, text=True, check=True, cwd=tmp_path)
+        return done.stdout.split()
+
+    assert run("script.py") == run(str(tmp_path / "script.py"))
+    assert "unknown" not in str(run("script.py"))
+    first, second = run("-", text=SCRIPT), run("-", text=SCRIPT)
+    assert first[1] == second[1] == "version"
+    assert first[2] == second[2] == "3"
+    assert [a.startswith("unknown-") and a != b for a, b in zip(first, second, strict=True)] == [True, False, False, True]
+
+
+def test_a_class_that_another_process_sent_has_no_file_here(monkeypatch):
+    """Dask workers get what was typed by value; their own `__main__` has a file that does not hold it."""
+    main = ModuleType("__main__")
+    main.__file__ = os.__file__
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    sent = type("Sent", (), {"__module__": "__main__"})
+    assert source_digest(sent).startswith("unknown-Sent-")
