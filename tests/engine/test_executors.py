@@ -18,7 +18,7 @@ from jupyter_client.manager import start_new_kernel
 
 from salkit.data import load_images
 from salkit.engine import cluster, dask_shards
-from salkit.engine.compare import MAPS, SCORES, compare_stores
+from salkit.engine.compare import compare_stores
 from salkit.engine.dask_shards import _Shard
 from salkit.engine.executors import check_executor, open_engine, raise_failures
 from salkit.engine.identity import Experiment
@@ -113,7 +113,7 @@ def test_local_workers_compute_each_with_its_share_of_the_machine(workers, tmp_p
         assert page.status == 200
 
 
-def test_maps_and_curves_of_local_workers_are_those_of_the_serial_executor(workers, tmp_path):
+def test_maps_and_curves_of_local_workers_are_those_of_the_serial_executor_to_the_bit(workers, tmp_path):
     methods = {"ours": get_method("learned_mask", n_steps=2, n_distractors=2), "gradient": get_method("gradient_x_input")}
     images, net = load_images("cifar10-samples").sample(2), load_classifier("cifar10-resnet20")
     torch.set_num_threads(2)
@@ -124,8 +124,7 @@ def test_maps_and_curves_of_local_workers_are_those_of_the_serial_executor(worke
         torch.set_num_threads(1)
     table = compare_stores(Store(tmp_path / "serial"), Store(tmp_path / "dask"))
     assert {"map", "prob", "insertion"} <= set(table.score)
-    assert table[table.score == "map"].largest.max() <= MAPS
-    assert table[table.score != "map"].largest.max() <= SCORES
+    assert table.largest.max() == 0
 
 
 def test_a_row_that_kills_its_workers_is_named_and_all_others_are_kept(workers, tmp_path):
