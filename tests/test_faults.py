@@ -44,13 +44,12 @@ COMMAND = "evaluate learned_mask --n 2 --points 4 --device cpu --labels 0,3,5,7 
 COMMAND += "--set n_steps=2 --set n_distractors=2 --set internal_batch_size=4".split()
 LIMIT = 120
 figures: list[str] = []
-faults: Counter[str] = Counter()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _table():
     yield
-    print("\n" + "\n".join([*figures, f"faults tried {faults['tried']}, detected {faults['detected']}, recovered {faults['recovered']}"]))
+    print("", *figures, sep="\n")
 
 
 def long(*values):
@@ -63,7 +62,7 @@ def methods_run(store: Path, n: int, n_steps: int) -> None:
     ours = get_method("learned_mask", n_steps=n_steps, n_distractors=2, internal_batch_size=8)
     methods = {"ours": ours, "gradient": get_method("gradient_x_input"), "random": get_method("random")}
     settings = {"distractors": images, "held_out": images.images[4:], "n_steps": 7, "images_per_batch": 1, "show_progress": False}
-    evaluate(load_classifier("cifar10-resnet20"), images.sample(n), methods, store=store, **settings)
+    evaluate(load_classifier("cifar10-resnet20", labels=(0, 3, 5)), images.sample(n), methods, store=store, **settings)
 
 
 def command(store: Path, *more: str) -> None:
@@ -261,7 +260,6 @@ def test_killed_runs_go_on_where_they_were(tmp_path, kills, size, window):
             Store(store).prune()
             assert not left_over(store)
             assert_as(store, tmp_path / "whole")
-    faults.update(tried=kills, detected=kills, recovered=kills)
     figures.append(
         f"kills {count['kills']} ({count['in a shard']} within a shard) in {count['runs']} runs, shards computed {count['shards']}, "
         f"none twice, files checked by the watcher {watcher['checked']}, differences 0"
@@ -299,7 +297,6 @@ def test_killed_before_any_change_of_a_file(whole, store, moments):
         Store(store).prune()
         assert not left_over(store)
     assert tried == len(moments) or tried > 12
-    faults.update(tried=tried, detected=tried, recovered=tried)
     figures.append(f"killed before every change of a file: {tried} places")
 
 
@@ -321,18 +318,15 @@ def test_killed_in_the_middle_of_a_file(whole, store):
     assert_as(store, whole)
     Store(store).prune()
     assert not left_over(store)
-    faults.update(tried=1, detected=1, recovered=1)
 
 
 def assert_refused(code, said, *parts):
     """Exit code 1 and one line that says what is wrong."""
-    faults["tried"] += 1
     assert code == 1, said
     assert "Traceback" not in said
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     for part in parts:
         assert re.search(part, line), line
-    faults["detected"] += 1
 
 
 def assert_recovers(store, whole):
@@ -341,7 +335,6 @@ def assert_recovers(store, whole):
     assert code == 0, said
     assert before.items() <= shards(store).items()
     assert_as(store, whole)
-    faults["recovered"] += 1
     return said
 
 
@@ -385,7 +378,6 @@ def test_a_full_disk(whole, tmp_path, sizes):
             assert before.items() <= shards(store).items()
             assert not left_over(store)
             assert_as(store, whole)
-            faults["recovered"] += 1
     assert tried >= min(len(sizes), 5)
     figures.append(f"disks that were too small: {tried}")
 
@@ -409,7 +401,6 @@ def test_a_disk_that_turns_read_only(whole, tmp_path):
         code, said = run_beside(tmp_path, store)
         assert code == 0, said
         assert_as(store, whole)
-        faults["recovered"] += 1
 
 
 def test_a_store_below_a_file(whole, tmp_path):
@@ -474,17 +465,14 @@ def test_damaged_shards_are_named_and_computed_again(whole, tmp_path, rounds):
         path = own[-1] if name.startswith("another") else chance.choice(own)
         damaged, fault = damages(store, chance)[name](path)
         sound = {p: v for p, v in shards(store).items() if p != damaged}
-        faults["tried"] += 1
         code, said = run(store)
         assert code == 0, said
         assert f"{damaged} is not used: {fault}" in said
         assert damaged.with_suffix(".damaged").exists()
         assert len(computed(store)) == 1
-        faults["detected"] += 1
         assert sound.items() <= shards(store).items()
         assert_as(store, whole)
         assert damaged.with_suffix(".damaged") in Store(store).prune()
-        faults["recovered"] += 1
 
 
 def cut(path):
@@ -546,14 +534,12 @@ def test_clocks_that_jump(whole, store, years):
         os.utime(path, (moment, moment))
     missing = len(shards(whole)) - len(shards(store))
     before = shards(store)
-    faults["tried"] += 1
     code, said = run(store, prepare=[(jump, years * 86400.0)])
     assert code == 0, said
     assert len(computed(store)) == missing
     assert before.items() <= shards(store).items()
     assert_as(store, whole)
     assert all(re.fullmatch(r"\d+ (min|h|d)", state.age()) for state in Store(store).overview())
-    faults.update(detected=1, recovered=1)
 
 
 @pytest.mark.parametrize(("rounds", "runs"), [(1, 2), long(5, 2), long(2, 4)])
@@ -570,7 +556,6 @@ def test_runs_that_race_share_the_work(whole, tmp_path, rounds, runs):
         assert len(computed(store)) == len(shards(whole))
         assert not left_over(store)
         assert_as(store, whole)
-        faults.update(tried=1, detected=1, recovered=1)
     figures.append(f"{rounds} races of {runs} runs, no shard computed twice")
 
 
@@ -587,4 +572,3 @@ def test_a_run_waits_for_what_another_is_at_and_takes_over_when_it_dies(whole, s
     assert finish(process) == 0
     assert_as(store, whole)
     assert not left_over(store)
-    faults.update(tried=1, detected=1, recovered=1)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from salkit.engine.executors import ShardError, WorkerError
+from salkit.engine.shards import ShardError, WorkerError
 from salkit.engine.store import StoreError
 from salkit.report.runner import NotebookError
 

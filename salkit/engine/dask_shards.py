@@ -1,202 +1,232 @@
-"""Shards on Dask workers: each has one at a time and writes it to the store; Dask itself is trusted with nothing that lasts."""
+"""Shards on Dask workers. Each worker computes one shard at a time and writes it to the store; no results travel through Dask."""
 
 from __future__ import annotations
 
+import os
 import platform
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import salkit
-from salkit.engine.executors import Failure, WorkerError, compute_shard
+import cloudpickle
+import torch
+from distributed import CancelledError, Client, Future, TimeoutError, get_worker, wait
+from distributed.scheduler import KilledWorker
+from tqdm import tqdm
+
+from salkit.engine.cluster import local_cluster
 from salkit.engine.identity import LIBRARIES, canonical, describe, digest
+from salkit.engine.shards import Failure, Part, Source, WorkerError, compute_shard
 from salkit.engine.store import Store, StoreError
-from salkit.evaluation.tasks import Part, Source
-from salkit.models.classifier import resolve_device
-from salkit.models.folding import keep_allocator_pages
 
 DEATHS = 3
-"""How many workers may die over a row before it counts as failed."""
+"""A row counts as failed when so many workers have died while they computed it."""
 
 ANSWER = 5
-"""Seconds in which a scheduler has to answer."""
+"""Seconds within which a scheduler has to answer."""
 
 PATIENCE = 120
 """Seconds without any Dask worker after which a run gives up."""
 
 
 @contextmanager
-def connect(executor: str, workers: int | None, show_progress: bool) -> Iterator[Any]:
-    """A connected Dask client; with a cluster of its own where the executor is no address."""
-    if executor == "dask":
-        from salkit.engine.cluster import local_cluster
+def connect(executor: str, workers: int | None, show_progress: bool) -> Iterator[Client]:
+    """A Dask client of the scheduler at this address, or of a cluster on this machine where `executor` is `"dask"`.
 
-        with local_cluster(workers) as cluster, connect(cluster.address, None, False) as client:
-            if show_progress:
-                print(cluster)
-            yield client
-        return
-    from distributed import Client
-
-    try:
-        client = Client(executor, timeout=ANSWER)
-    except (OSError, ValueError) as error:
-        why = str(error).strip().partition("\n")[0]
-        raise ValueError(f"executor: expected the address of a running Dask scheduler, got {executor!r} ({why})") from None
-    with client:
+    Raises:
+        ValueError: no scheduler answers there.
+    """
+    with ExitStack() as stack:
+        address = stack.enter_context(local_cluster(workers)).scheduler_address if executor == "dask" else executor
+        try:
+            client = stack.enter_context(Client(address, timeout=ANSWER))
+        except (OSError, ValueError) as error:
+            why = str(error).strip().partition("\n")[0]
+            raise ValueError(f"executor: expected the address of a running Dask scheduler, got {address!r} ({why})") from None
         if show_progress:
-            print(f"{len(client.nthreads())} Dask workers at {executor}; dashboard: {client.dashboard_link}")
+            print(f"{len(client.nthreads())} Dask workers at {address}; dashboard: {client.dashboard_link}")
         yield client
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """Rows of a part, and how many workers have died over them."""
+    """Rows of a part, and how many workers have died while they computed them."""
 
     part: int
     start: int
     stop: int
     deaths: int = 0
 
-    def again(self, deaths: int) -> list[_Shard]:
-        """What to try after further deaths: the first may be chance; after another row by row, to name the one that kills."""
+    def after(self, deaths: int) -> list[_Shard]:
+        """What to try after more workers have died: first the same again, then row by row to find the row that kills, then nothing."""
         shard = replace(self, deaths=self.deaths + deaths)
         if self.stop - self.start > 1 and shard.deaths > 1:
             return [replace(shard, start=row, stop=row + 1) for row in range(self.start, self.stop)]
         return [shard] if shard.deaths < DEATHS else []
 
 
-def distribute(client: Any, parts: Sequence[Part], sources: Sequence[Source], store: Store, bar: Any) -> list[Failure]:
-    """Hand the missing shards to the workers, each of which has one at a time, so that no other is lost with it."""
-    from distributed import CancelledError, TimeoutError, wait
-    from distributed.scheduler import KilledWorker
+def compute_on_workers(client: Client, parts: Sequence[Part], sources: Sequence[Source], store: Store, bar: Any) -> list[Failure]:
+    """Compute the missing shards on the workers of a client.
 
+    A worker gets its next shard when it has finished the one before: Dask blames a worker's death on all tasks that wait there. (Dask's
+    `retries` are for tasks that raise, and how often it tries a task whose workers die is up to whoever started the scheduler.)
+
+    Returns:
+        The rows that could not be computed.
+
+    Raises:
+        StoreError: the store cannot be written to.
+        WorkerError: a worker sees another store or runs other code, there are no workers, or the scheduler is gone.
+    """
     failures: list[Failure] = []
-    running: dict[Any, _Shard] = {}
-    with _parcel(store, parts, sources) as parcel:
-        seen = time.monotonic()
-        shards: deque[_Shard] | None = None
-        while shards is None or shards or running:
-            workers = len(client.nthreads())
-            seen = time.monotonic() if workers else seen
-            if time.monotonic() - seen > PATIENCE:
-                raise WorkerError(f"there has been no Dask worker for {PATIENCE} seconds; what was finished is kept")
-            if shards is None:
-                if not workers:
-                    time.sleep(0.1)
-                    continue
-                shards = deque(_missing(parts, sources, store, client.submit(resolve_device, "auto", pure=False).result()))
-            while shards and len(running) < max(1, workers):
-                shard = shards.popleft()
-                job = (versions(), *parcel, shard.part, shard.start, shard.stop)
-                running[client.submit(_on_worker, *job, pure=False)] = shard
-            try:
-                done = wait(list(running), timeout=1, return_when="FIRST_COMPLETED").done if running else []
-            except TimeoutError:  # see which workers came and went
-                continue
-            except CancelledError:
-                raise WorkerError("the Dask scheduler is gone; what was finished is kept") from None
-            for future in done:
+    running: dict[Future, _Shard] = {}
+    with _inputs_file(store, parts, sources) as inputs:
+        sizes = zip(parts, _sizes(client, inputs), strict=True)
+        waiting = deque(_Shard(p, *rows) for p, (part, size) in enumerate(sizes) for rows in store.missing(part.experiment, size))
+        for finished, workers in _finished(client, running):
+            for future in finished:
                 shard = running.pop(future)
-                error = future.exception()
-                if error is None:
-                    failures += future.result()
-                elif isinstance(error, KilledWorker):
-                    again = shard.again(error.allowed_failures + 1)
-                    shards += again
-                    if again:
+                try:
+                    failures += _result(future)
+                except KilledWorker as error:
+                    deaths = error.allowed_failures + 1
+                    if again := shard.after(deaths):
+                        waiting += again
                         continue
-                    part, deaths = parts[shard.part], shard.deaths + error.allowed_failures + 1
-                    row = part.task.row_name(sources[part.source], shard.start)
-                    failures.append(Failure(part.experiment.title, row, f"it killed the workers that computed it, {deaths} times"))
-                elif isinstance(error, (StoreError, WorkerError)):
-                    raise error
-                else:
-                    raise WorkerError(f"a Dask worker cannot read what it is sent: {type(error).__name__}: {error}") from error
+                    part = parts[shard.part]
+                    why = f"it killed the workers that computed it, {shard.deaths + deaths} times"
+                    failures.append(Failure(part.experiment.title, part.task.row_name(sources[part.source], shard.start), why))
                 bar.update(shard.stop - shard.start)
+            while waiting and len(running) < max(1, workers):  # without a worker, one shard waits for the first that comes
+                shard = waiting.popleft()
+                rows = (shard.part, shard.start, shard.stop)
+                running[client.submit(_compute, versions(), *inputs, *rows, pure=False)] = shard
+            if not running:
+                break
     return failures
 
 
-def _missing(parts: Sequence[Part], sources: Sequence[Source], store: Store, device: str) -> Iterator[_Shard]:
-    """The shards that are missing, of the sizes that suit the workers' device."""
-    for p, part in enumerate(parts):
-        source = sources[part.source]
-        size = part.task.shard_size(replace(source, device=device) if source.device == "auto" else source)
-        yield from (_Shard(p, a, b) for a, b in store.missing(part.experiment, size))
+def _sizes(client: Client, inputs: tuple[str, str]) -> list[int]:
+    """How many rows of each part make a shard on the workers."""
+    for _ in range(DEATHS):
+        future = client.submit(_shard_sizes, versions(), *inputs, pure=False)
+        next(finished for finished, _ in _finished(client, [future]) if finished)
+        with suppress(KilledWorker):
+            return _result(future)
+    raise WorkerError(f"{DEATHS} Dask workers died while they read their inputs. What was finished is kept")
+
+
+def _finished(client: Client, running: Collection[Future]) -> Iterator[tuple[set[Future], int]]:
+    """The futures that have finished and how many workers there are, at least once a second.
+
+    `distributed.as_completed` would wait for ever for workers or a scheduler that never come back.
+    """
+    seen = time.monotonic()
+    while True:
+        finished: set[Future] = set()
+        try:
+            with suppress(TimeoutError):
+                finished = wait(list(running), timeout=1, return_when="FIRST_COMPLETED").done if running else finished
+            workers = len(client.nthreads())
+        except (CancelledError, OSError):
+            raise WorkerError("the Dask scheduler is gone. What was finished is kept") from None
+        seen = time.monotonic() if workers else seen
+        if time.monotonic() - seen > PATIENCE:
+            raise WorkerError(f"there has been no Dask worker for {PATIENCE} seconds. What was finished is kept")
+        yield finished, workers
+
+
+def _result(future: Future) -> Any:
+    try:
+        return future.result()
+    except (KilledWorker, StoreError, WorkerError):
+        raise
+    except Exception as error:
+        raise WorkerError(f"a Dask worker cannot read its inputs: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
-def _parcel(store: Store, parts: Sequence[Part], sources: Sequence[Source]) -> Iterator[tuple[str, str]]:
-    """What all shards need, as a file beside the results, and its checksum: every worker reads it once, also one that comes back."""
-    import cloudpickle
+def _inputs_file(store: Store, parts: Sequence[Part], sources: Sequence[Source]) -> Iterator[tuple[str, str]]:
+    """A file beside the results with what all shards need, and its checksum: Dask would lose scattered data with its worker."""
+    sent = cloudpickle.dumps((list(parts), list(sources), _described(parts, sources), store.durable))
+    with ExitStack() as stack:
+        try:
+            folder = tempfile.TemporaryDirectory(dir=store.folder.resolve(), prefix="inputs-", ignore_cleanup_errors=True)
+            path = Path(stack.enter_context(folder)) / "inputs.pickle"
+            path.write_bytes(sent)
+        except OSError as error:
+            raise StoreError(f"cannot write to {store.folder} ({error.strerror or error}). What was finished before is kept") from error
+        yield str(path), digest(sent)
 
-    try:
-        folder = tempfile.TemporaryDirectory(dir=store.folder.resolve(), prefix="parcel-", ignore_cleanup_errors=True)
-        with folder as name:
-            path = Path(name) / "parcel.pickle"
-            path.write_bytes(sent := cloudpickle.dumps((list(parts), list(sources), store.durable)))
-            yield str(path), digest(sent)
-    except OSError as error:
-        raise StoreError(f"cannot write to {store.folder} ({error.strerror or error}). What was finished before is kept") from error
+
+def _described(parts: Sequence[Part], sources: Sequence[Source]) -> dict[str, dict[str, Any]]:
+    """Descriptions of the tasks and sources: their code, their settings and the files that they read."""
+    tasks = {part.experiment.title: describe(part.task) for part in parts}
+    return tasks | {f"source {i}": describe(source) for i, source in enumerate(sources)}
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Of Python, the libraries and all of the kit's code: workers must have the same."""
-    folder = Path(salkit.__file__).parent
+    """Versions of Python and the libraries, and a hash of the kit's code: workers must have the same."""
+    folder = Path(__file__).parents[1]
     code = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.py")}
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version(), "salkit": digest(canonical(code))}
 
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Workers that have several threads: the kit's nets, batch sizes and random draws belong to a process."""
+"""For workers with several threads: a shard uses all cores of its worker."""
 
 
-def _on_worker(expected: dict[str, str], parcel: str, checksum: str, p: int, start: int, stop: int) -> list[Failure]:
-    path = Path(parcel)
+def _shard_sizes(expected: dict[str, str], inputs: str, checksum: str) -> list[int]:
+    """On a worker: how many rows of each part make a shard there."""
     with _ONE_AT_A_TIME:
-        here = versions()
-        if differ := [f"{name} {here.get(name)} instead of {wanted}" for name, wanted in expected.items() if here.get(name) != wanted]:
-            raise WorkerError(f"{_place()} has {', '.join(differ)}: results of other versions are not mixed")
-        if not path.is_file():
-            raise WorkerError(f"{_place()} does not see the store {path.parent.parent}: it has to be there under the same path")
-        parts, sources, durable = _open_parcel(path, checksum)
-        part, source, store = parts[p], sources[parts[p].source], Store(path.parent.parent, durable=durable)
-        while (found := compute_shard(part, source, store, start, stop)) is None:
+        parts, sources, _ = _read_inputs(expected, inputs, checksum)
+        return [part.task.shard_size(sources[part.source]) for part in parts]
+
+
+def _compute(expected: dict[str, str], inputs: str, checksum: str, p: int, start: int, stop: int) -> list[Failure]:
+    """On a worker: compute rows of part p, or wait until another process has."""
+    with _ONE_AT_A_TIME:
+        parts, sources, store = _read_inputs(expected, inputs, checksum)
+        while (failures := compute_shard(parts[p], sources[parts[p].source], store, start, stop)) is None:
             time.sleep(0.3)
-    return found
+    return failures
 
 
-def _place() -> str:
-    from distributed import get_worker
-
-    return f"the Dask worker {get_worker().address} on {platform.node()}"
+def _read_inputs(expected: dict[str, str], inputs: str, checksum: str) -> tuple[list[Part], list[Source], Store]:
+    here, path = versions(), Path(inputs)
+    if differ := [f"{name} {here.get(name)} instead of {wanted}" for name, wanted in expected.items() if here.get(name) != wanted]:
+        raise WorkerError(f"{_this_worker()} has {', '.join(differ)}: results of other versions are not mixed")
+    if not path.is_file():
+        raise WorkerError(f"{_this_worker()} does not see the store {path.parent.parent}: it has to be there under the same path")
+    return _unpickle(path, checksum)
 
 
 @lru_cache(maxsize=1)
-def _open_parcel(path: Path, checksum: str) -> tuple[list[Part], list[Source], bool]:
-    """Read it and see that methods and nets are here what they are where it comes from: they may be somebody's own code or files."""
-    import cloudpickle
-
-    keep_allocator_pages()
+def _unpickle(path: Path, checksum: str) -> tuple[list[Part], list[Source], Store]:
+    """Read the inputs, and check that tasks and sources use the same code and files here as where they come from."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdecimal():  # PyTorch may have been imported before Dask set it
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    tqdm.set_lock(threading.RLock())  # tqdm's own lock is a semaphore, which would outlive a worker that is killed
     received = path.read_bytes()
-    if digest(received) != checksum:  # only what the caller wrote is ever unpickled
-        raise WorkerError(f"{_place()}: expected the parcel {checksum}, got {path} with {digest(received)}")
-    parts, sources, durable = cloudpickle.loads(received)
-    for part in parts:
-        what = part.experiment.what
-        here = {"method": getattr(part.task, "method", None), "net": sources[part.source].classifier.net}
-        sent = {"method": what.get("method"), "net": what.get("classifier", {}).get("net")}
-        for name, value in sent.items():
-            # Code that came along in the parcel has no file here to compare.
-            if value is not None and "unknown-" not in (found := canonical(describe(here[name]))) and found != canonical(value):
-                raise WorkerError(f"{_place()} has another {name} for {part.experiment.title}: its code, or a file it reads, differs")
-    return parts, sources, durable
+    if digest(received) != checksum:  # only what the caller wrote is unpickled
+        raise WorkerError(f"{_this_worker()}: expected inputs with the checksum {checksum}, got {path} with {digest(received)}")
+    parts, sources, sent, durable = cloudpickle.loads(received)
+    for title, description in _described(parts, sources).items():
+        for name, here in description.items():
+            # Code that came along in the pickle has no file here to compare.
+            if here != sent[title][name] and "unknown-" not in canonical(here):
+                raise WorkerError(f"{_this_worker()} has another {name} for {title}: its code, or a file it reads, differs")
+    return parts, sources, Store(path.parent.parent, durable=durable)
+
+
+def _this_worker() -> str:
+    return f"the Dask worker {get_worker().address} on {platform.node()}"

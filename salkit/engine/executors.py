@@ -1,10 +1,9 @@
-"""Where shards are computed: in this process or by Dask workers, here or elsewhere. Whoever computes one writes it to the store."""
+"""Where shards are computed: in this process, or by Dask workers on this machine or others."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,42 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from salkit.checks import check_integer
-from salkit.engine.store import MissingRows, Store, StoreError
-from salkit.evaluation.tasks import Part, Source
+from salkit.engine.shards import Failure, Part, ShardError, Source, compute_shard
+from salkit.engine.store import Store
 from salkit.progress import progress_bar
-
-
-class WorkerError(RuntimeError):
-    """A Dask worker cannot take part, or none is left; the message says which and why. What was finished is kept."""
-
-
-class ShardError(RuntimeError):
-    """Some pairs could not be computed; the rest is kept. The message names them and their errors."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One row that could not be computed: what it is, and why."""
-
-    title: str
-    row: str
-    error: str
-
-    def __str__(self) -> str:
-        return f"{self.title}, {self.row}: {self.error}"
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A store, and what computes what is missing in it.
+    """A store, and the executor that computes what it does not have yet.
 
     Attributes:
-        store: where results are and go. Workers on other machines need to see it under the same path.
-        executor: `"serial"`, `"dask"` (local workers, until `stack` is closed) or the address of a Dask scheduler, `"tcp://..."`.
-        workers: of a local cluster; None for one a GPU, or one a CPU core where there is none.
-        strict: raise the first error as it is instead of computing the rest first (serial only).
-        show_progress: one bar over the rows of all parts, whoever computes them.
-        stack: closes the workers; `open_engine` does.
+        store: holds the results. Workers on other machines need to see it under the same path.
+        executor: `"serial"`, `"dask"` (workers on this machine) or the address of a Dask scheduler, `"tcp://..."`.
+        workers: how many with `"dask"`; None for one a GPU, or one a core where there is no GPU.
+        strict: raise the first error instead of computing the rest first (serial only).
+        show_progress: show a bar over the rows of all parts.
+        stack: ends the workers when it is closed.
 
     Raises:
         ValueError: unknown executor, fewer than one worker, or Dask is not installed.
@@ -65,19 +44,19 @@ class Engine:
         check_executor(self.executor, self.workers)
 
     def run(self, parts: Sequence[Part], sources: Sequence[Source], desc: str = "") -> list[Failure]:
-        """Compute what is missing of some experiments; shards that are there, or that another process is at, are not computed.
+        """Compute the rows that the store does not have. Processes that share a store share the work.
 
         Args:
             parts: what to compute.
-            sources: classifiers and images that the parts index.
-            desc: before the bar.
+            sources: what they are computed from; parts refer to them by index.
+            desc: a word before the bar.
 
         Returns:
-            The rows that could not be computed, once all others are.
+            The rows that could not be computed; all others are in the store.
 
         Raises:
             StoreError: the store cannot be written to.
-            WorkerError: a Dask worker sees another store or runs other code, or none is left.
+            WorkerError: a Dask worker sees another store or runs other code, or there are no workers.
         """
         for part in parts:
             self.store.open(part.experiment)
@@ -88,13 +67,13 @@ class Engine:
         with progress_bar(None, self.show_progress, total=total, unit="row", desc=desc) as bar:
             if client is None:
                 return _serial(parts, sources, self.store, self.strict, bar)
-            from salkit.engine.dask_shards import distribute
+            from salkit.engine.dask_shards import compute_on_workers
 
-            return distribute(client, parts, sources, self.store, bar)
+            return compute_on_workers(client, parts, sources, self.store, bar)
 
     @cached_property
     def _client(self) -> Any:
-        """A connected Dask client, from the first time that something is missing; None for the serial executor."""
+        """A Dask client, connected when it is first needed; None for the serial executor."""
         if self.executor == "serial":
             return None
         from salkit.engine.dask_shards import connect
@@ -106,16 +85,16 @@ class Engine:
 def open_engine(
     store: str | Path | Store | None, executor: str = "serial", workers: int | None = None, show_progress: bool = True
 ) -> Iterator[Engine]:
-    """An engine over a store, or over a folder that is gone afterwards: then the first error is raised, since nothing is kept anyway."""
+    """An engine over a store. Without a store results go to a temporary folder, and the first error is raised at once."""
     with ExitStack() as stack:
-        keeps = store is not None
+        strict = store is None
         if store is None:
             store = Store(stack.enter_context(tempfile.TemporaryDirectory(prefix="salkit-")), durable=False)
-        yield Engine(store if isinstance(store, Store) else Store(store), executor, workers, not keeps, show_progress, stack)
+        yield Engine(store if isinstance(store, Store) else Store(store), executor, workers, strict, show_progress, stack)
 
 
 def raise_failures(failures: Sequence[Failure], store: Store) -> None:
-    """Say which rows could not be computed.
+    """Raise an error that names the rows that could not be computed.
 
     Raises:
         ShardError: if there are any.
@@ -128,7 +107,7 @@ def raise_failures(failures: Sequence[Failure], store: Store) -> None:
 
 
 def check_executor(executor: str, workers: int | None = None) -> None:
-    """Refuse an executor there is none of.
+    """Refuse an executor that does not exist or cannot be used here.
 
     Raises:
         ValueError: unknown, fewer than one worker, or Dask is not installed.
@@ -148,54 +127,23 @@ def _serial(parts: Sequence[Part], sources: Sequence[Source], store: Store, stri
     failures: list[Failure] = []
     failed: set[tuple[str, int]] = set()
     while True:
-        left = [
-            (part, a, b)
+        shards = [
+            (part, start, stop)
             for part in parts
-            for a, b in store.missing(part.experiment, part.task.shard_size(sources[part.source]))
-            if (part.experiment.key, a) not in failed
+            for start, stop in store.missing(part.experiment, part.task.shard_size(sources[part.source]))
+            if (part.experiment.key, start) not in failed
         ]
-        if not left:
+        if not shards:
             return failures
-        busy = 0
-        for part, a, b in left:
-            found = compute_shard(part, sources[part.source], store, a, b, strict=strict)
-            if found is None:
-                busy += 1
+        done = False
+        for part, start, stop in shards:
+            new = compute_shard(part, sources[part.source], store, start, stop, strict=strict)
+            if new is None:
                 continue
-            bar.update(b - a)
-            if found:
-                failures += found
-                failed |= {(part.experiment.key, row) for row, _ in store.missing(part.experiment, 1) if a <= row < b}
-        if busy == len(left):
-            time.sleep(0.3)  # all that is left is being computed by other processes
-
-
-def compute_shard(part: Part, source: Source, store: Store, start: int, stop: int, *, strict: bool = False) -> list[Failure] | None:
-    """Compute and keep some rows, unless they are there; None when another process is at them.
-
-    When the rows fail together they are tried in halves, so that what fails is named to the row and all others are kept.
-    """
-    key = part.experiment.key
-    with store.claim(key, start, stop) as ours:
-        if not ours:
-            return None
-        wanted = [(max(a, start), min(b, stop)) for a, b in store.missing(part.experiment) if a < stop and b > start]
-        return [failure for a, b in wanted for failure in _attempt(part, source, store, a, b, strict)]
-
-
-def _attempt(part: Part, source: Source, store: Store, start: int, stop: int, strict: bool) -> list[Failure]:
-    try:
-        arrays = part.task(source, store, start, stop)
-    except Exception as error:
-        # The maps of some rows may have failed; a store that cannot be written to fails all of them.
-        if strict or (isinstance(error, StoreError) and not isinstance(error, MissingRows)):
-            raise
-        if stop - start == 1:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            row = ", ".join([part.task.row_name(source, start), *getattr(error, "__notes__", [])])
-            text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-            return [Failure(part.experiment.title, row, text)]
-        middle = (start + stop) // 2
-        return _attempt(part, source, store, start, middle, strict) + _attempt(part, source, store, middle, stop, strict)
-    store.write(part.experiment.key, start, stop, arrays, source.about())
-    return []
+            done = True
+            bar.update(stop - start)
+            if new:
+                failures += new
+                failed |= {(part.experiment.key, row) for row, _ in store.missing(part.experiment, 1) if start <= row < stop}
+        if not done:
+            time.sleep(0.3)  # other processes are computing all that is left

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from salkit.engine.identity import Experiment, describe, describe_experiment, digest
+from salkit.engine.shards import Part
 from salkit.engine.store import Store
-from salkit.evaluation.tasks import Crops, Curves, Labels, Maps, Part, Probabilities, Source, maps_are_kept
+from salkit.evaluation.tasks import Crops, Curves, Labels, Maps, Probabilities, Source, maps_are_kept
 from salkit.methods import SaliencyMethod, same_map_for_all_labels
 from salkit.methods.base import LearnedMap
 from salkit.saliency_metric import best_alpha

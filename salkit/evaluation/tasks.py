@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from salkit import masking, saliency_metric
 from salkit.curves import check_heatmaps, insertion_curves_all_labels
-from salkit.engine.identity import Experiment
 from salkit.engine.store import Arrays, Store
 from salkit.methods.base import LearnedMap, SaliencyMethod, heatmaps_one_by_one, method_cost
 from salkit.methods.pairs import label_names
 from salkit.models.classifier import Classifier, resolve_device
+from salkit.models.folding import keep_allocator_pages
 from salkit.models.passes import pass_by_pass, pass_size
 from salkit.scores import label_correlation
 
@@ -52,6 +52,7 @@ class Source:
     @cached_property
     def ready(self) -> tuple[Classifier, Tensor]:
         """Classifier and pool on that device; the caller's classifier stays where it is."""
+        keep_allocator_pages()  # a classifier that was unpickled by a worker has not done so
         classifier, place = self.classifier, self.place()
         if any(p.device != place for p in classifier.parameters()):
             classifier = copy.deepcopy(classifier).to(place)
@@ -63,22 +64,6 @@ class Source:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "ready"}
-
-
-class Task(Protocol):
-    """Computes rows of an experiment; what it returns has them along the first axis."""
-
-    def __call__(self, source: Source, store: Store, start: int, stop: int) -> Arrays:
-        """Arrays of the rows `start` to `stop`."""
-        ...
-
-    def shard_size(self, source: Source) -> int:
-        """How many rows make a shard on the source's device."""
-        ...
-
-    def row_name(self, source: Source, row: int) -> str:
-        """Which image or pair a row is, for people."""
-        ...
 
 
 class Labels(NamedTuple):
@@ -112,7 +97,7 @@ class Probabilities(_PerImage):
         return 32 * source.images_per_shard
 
     def __call__(self, source: Source, store: Store, start: int, stop: int) -> Arrays:
-        """See `Task`."""
+        """See `salkit.engine.shards.Task`."""
         classifier, _ = source.ready
         return {"prob": _numpy(classifier.probabilities(source.inputs[start:stop]))}
 
@@ -138,7 +123,7 @@ class Maps(_PerImage):
         return max(1, together // self.targets.shape[1])
 
     def __call__(self, source: Source, store: Store, start: int, stop: int) -> Arrays:
-        """See `Task`."""
+        """See `salkit.engine.shards.Task`."""
         try:
             return {"map": _numpy(_explain(self.method, source, self.targets, start, stop, self.seed, kept=True))}
         except Exception as error:
@@ -186,7 +171,7 @@ class Curves(_PerImage):
     blur_games: bool
 
     def __call__(self, source: Source, store: Store, start: int, stop: int) -> Arrays:
-        """See `Task`."""
+        """See `salkit.engine.shards.Task`."""
         classifier, _ = source.ready
         heatmaps = _heatmaps(self.method, self.maps, self.explained, source, store, start, stop, self.seed)
         inputs, targets = source.inputs[start:stop].to(heatmaps.device), self.targets[start:stop].to(heatmaps.device)
@@ -233,7 +218,7 @@ class Crops(_PerImage):
     largest_component: bool = False
 
     def __call__(self, source: Source, store: Store, start: int, stop: int) -> Arrays:
-        """See `Task`."""
+        """See `salkit.engine.shards.Task`."""
         classifier, _ = source.ready
         best = self.best[start:stop, None]
         explained = self.explained[start:stop]
@@ -248,15 +233,6 @@ class Crops(_PerImage):
         if self.largest_component:
             found["largest_component"] = saliency_metric.saliency_metric(*call, rule="largest_component")
         return {name: _numpy(values) for name, values in found.items()}
-
-
-@dataclass(frozen=True)
-class Part:
-    """An experiment, what computes its rows, and the source they come from (an index)."""
-
-    experiment: Experiment
-    task: Task
-    source: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +251,7 @@ class Table:
         return self.function.__name__
 
     def __call__(self, source: Source, store: Store, start: int, stop: int) -> Arrays:
-        """See `Task`."""
+        """See `salkit.engine.shards.Task`."""
         table = self.function(**self.settings)
         columns = {name: values.to_numpy() for name, values in table.items()}
         arrays = {name: values.astype(str) if values.dtype.kind not in "biuf" else values for name, values in columns.items()}

@@ -99,8 +99,8 @@ def _workers(executor: str, workers: int | None, console: Console) -> Iterator[d
     from salkit.engine.cluster import local_cluster
 
     with local_cluster(workers) as cluster:
-        console.print(str(cluster), soft_wrap=True)
-        yield {"executor": cluster.address}
+        console.print(f"Dask workers at {cluster.scheduler_address}; dashboard: {cluster.dashboard_link}", soft_wrap=True)
+        yield {"executor": cluster.scheduler_address}
 
 
 def _select(folder: Path, notebook: str | None) -> list[Path]:

@@ -20,9 +20,10 @@ from salkit.data.files import open_images
 from salkit.data.images import ImageSet, load_distractors
 from salkit.engine.executors import Engine, check_executor, open_engine
 from salkit.engine.identity import describe_experiment
+from salkit.engine.shards import Part
 from salkit.evaluation.evaluate import evaluate, probabilities
 from salkit.evaluation.results import rescore
-from salkit.evaluation.tasks import Part, Source, Table
+from salkit.evaluation.tasks import Source, Table
 from salkit.methods import LearnedMask, SaliencyMethod
 from salkit.methods.learned_mask import SCHEDULES
 from salkit.methods.masker import MaskerMethod, masker_metadata, save_masker

@@ -16,12 +16,11 @@ from typer.testing import CliRunner
 from salkit import methods as registry
 from salkit.__main__ import app
 from salkit.data import ImageSet
-from salkit.engine.executors import ShardError, compute_shard
 from salkit.engine.identity import Experiment
+from salkit.engine.shards import Part, ShardError, compute_shard
 from salkit.engine.store import Store, StoreError
 from salkit.evaluation.evaluate import evaluate
 from salkit.evaluation.results import open_results
-from salkit.evaluation.tasks import Part
 from salkit.methods import get_method
 from salkit.methods.base import LearnedMap
 from salkit.models import Classifier
