@@ -9,9 +9,9 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from salkit.methods.pairs import check_pairs
+from salkit.methods.pairs import Pairs
 from salkit.models.classifier import Classifier
-from salkit.models.passes import pass_by_pass
+from salkit.models.passes import pass_by_pass, smaller_when_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -62,34 +62,10 @@ class SaliencyMethod(Protocol):
         ...
 
 
-class LearnedMap:
-    """A method whose maps take long and are made from something small, which is then what is kept of them.
+class Method:
+    """Base of the kit's methods: checks the pairs, and makes passes smaller when memory runs out. A subclass has `_attribute`."""
 
-    A subclass has `learn`, with the arguments of `attribute`, and `heatmaps`.
-    """
-
-    def resolved(self, classifier: Classifier, device: torch.device) -> LearnedMap:
-        """The same method with everything settled that it would choose by the net and the device."""
-        del classifier, device
-        return self
-
-    def learn(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
-        """What is learned for each pair, `(N, h, w)` at a resolution of its own; arguments as for `SaliencyMethod.attribute`."""
-        raise TypeError(f"{type(self).__name__} does not say how it learns")
-
-    def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:
-        """Heatmaps `(N, H, W)` of the given size from what was learned."""
-        raise TypeError(f"{type(self).__name__} does not say what its maps look like")
-
+    @smaller_when_out_of_memory
     def attribute(
         self,
         classifier: Classifier,
@@ -100,9 +76,54 @@ class LearnedMap:
         seed: int = 0,
         ids: Sequence[str] | None = None,
     ) -> Tensor:
-        """Heatmaps `(N, H, W)` in [0, 1]; see `SaliencyMethod.attribute`. Errors are those of `learn`."""
-        learned = self.learn(classifier, inputs, target, distractors=distractors, seed=seed, ids=ids)
-        return heatmaps_one_by_one(self, learned, inputs.shape[-2:])
+        """Heatmaps `(N, H, W)`; see `SaliencyMethod.attribute`.
+
+        Raises:
+            TypeError: the classifier is not a `Classifier`, or a tensor is of the wrong type.
+            ValueError: wrong shapes, values that are not finite, targets outside the label list, or what the method says of itself.
+        """
+        return self._attribute(Pairs.checked(classifier, inputs, target, distractors, seed, ids))
+
+    def _attribute(self, pairs: Pairs) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not say what its maps are")
+
+
+class LearnedMap(Method):
+    """A method whose maps take long and are made from something small, which is then what is kept of them.
+
+    A subclass has `_learn` (or `learn`) and `heatmaps`.
+    """
+
+    def resolved(self, classifier: Classifier, device: torch.device) -> LearnedMap:
+        """The same method with everything settled that it would choose by the net and the device."""
+        del classifier, device
+        return self
+
+    @smaller_when_out_of_memory
+    def learn(
+        self,
+        classifier: Classifier,
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        distractors: Tensor | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+    ) -> Tensor:
+        """What is learned for each pair, `(N, h, w)` at a resolution of its own; arguments and errors as for `attribute`."""
+        return self._learn(Pairs.checked(classifier, inputs, target, distractors, seed, ids))
+
+    def _learn(self, pairs: Pairs) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not say how it learns")
+
+    def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:
+        """Heatmaps `(N, H, W)` of the given size from what was learned."""
+        raise TypeError(f"{type(self).__name__} does not say what its maps look like")
+
+    def _attribute(self, pairs: Pairs) -> Tensor:
+        settings = {"distractors": pairs.distractors, "seed": pairs.seed, "ids": pairs.names}
+        learned = self.learn(pairs.classifier, pairs.inputs, pairs.target, **settings)  # type: ignore[arg-type]
+        return heatmaps_one_by_one(self, learned, pairs.inputs.shape[-2:])
 
 
 def heatmaps_one_by_one(method: LearnedMap, learned: Tensor, size: Sequence[int]) -> Tensor:
@@ -111,7 +132,7 @@ def heatmaps_one_by_one(method: LearnedMap, learned: Tensor, size: Sequence[int]
 
 
 @dataclass(frozen=True)
-class same_map_for_all_labels:
+class same_map_for_all_labels(Method):
     """The paper's "cheating": explain the net's prediction and return that map for every label.
 
     Example:
@@ -132,20 +153,10 @@ class same_map_for_all_labels:
         inner = method_cost(self.method)
         return Cost(inner.forward + 1, inner.forward_backward, "image")
 
-    def attribute(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
-        """Heatmaps of the wrapped method for the predicted label, whatever the target; see `SaliencyMethod.attribute`."""
-        check_pairs(classifier, inputs, target)
-        prediction = classifier.probabilities(inputs).argmax(1)
-        return self.method.attribute(classifier, inputs, prediction, distractors=distractors, seed=seed, ids=ids)
+    def _attribute(self, pairs: Pairs) -> Tensor:
+        prediction = pairs.classifier.probabilities(pairs.inputs).argmax(1)
+        settings = {"distractors": pairs.distractors, "seed": pairs.seed, "ids": pairs.names}
+        return self.method.attribute(pairs.classifier, pairs.inputs, prediction, **settings)  # type: ignore[arg-type]
 
 
 def mask_side(inputs: Tensor, mask_size: int | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +9,12 @@ import torch
 from torch import Tensor
 
 from salkit.checks import check_settings
-from salkit.methods.base import Cost
-from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
-from salkit.models.classifier import Classifier
+from salkit.methods.base import Cost, Method
+from salkit.methods.pairs import Pairs
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Method):
     """Independent standard-normal values a pixel, drawn anew for every (image, label) pair. Cost: none.
 
     The paper does not say whether its random map is shared by the labels of an image; here it is not.
@@ -26,26 +24,14 @@ class Random:
         """None."""
         return Cost()
 
-    def attribute(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
-        """Heatmaps `(N, H, W)`; see `SaliencyMethod.attribute`."""
-        del distractors
-        check_pairs(classifier, inputs, target)
-        pairs = zip(image_ids(inputs, ids), label_names(classifier, target), strict=True)
-        draws = [pair_generator(seed, i, a, "random").standard_normal(inputs.shape[-2:], dtype=np.float32) for i, a in pairs]
-        return torch.from_numpy(np.array(draws, dtype=np.float32).reshape(-1, *inputs.shape[-2:])).to(inputs.device)
+    def _attribute(self, pairs: Pairs) -> Tensor:
+        size = pairs.inputs.shape[-2:]
+        draws = [generator.standard_normal(size, dtype=np.float32) for generator in pairs.generators("random")]
+        return torch.from_numpy(np.array(draws)).to(pairs.inputs.device)
 
 
 @dataclass(frozen=True)
-class CenteredGaussian:
+class CenteredGaussian(Method):
     """An isotropic Gaussian at the image centre: the same map for every image and label. Cost: none.
 
     Rank-based metrics do not depend on the width; `sigma` is a share of the image side.
@@ -64,19 +50,8 @@ class CenteredGaussian:
         """None."""
         return Cost(per="image")
 
-    def attribute(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
-        """Heatmaps `(N, H, W)`; see `SaliencyMethod.attribute`."""
-        del distractors, seed, ids
-        check_pairs(classifier, inputs, target)
+    def _attribute(self, pairs: Pairs) -> Tensor:
+        inputs = pairs.inputs
         height, width = inputs.shape[-2:]
         y = (torch.arange(height, device=inputs.device) - (height - 1) / 2) / height
         x = (torch.arange(width, device=inputs.device) - (width - 1) / 2) / width

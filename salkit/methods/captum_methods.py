@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -11,17 +11,17 @@ from captum.attr import InputXGradient, IntegratedGradients, LayerAttribution, L
 from torch import Tensor, nn
 
 from salkit.checks import check_choice, check_integer, check_settings
-from salkit.methods.base import Cost
-from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
+from salkit.methods.base import Cost, Method
+from salkit.methods.pairs import Pairs
 from salkit.models.classifier import Classifier
-from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
+from salkit.models.passes import pass_by_pass, pass_size
 
 Reduction = Literal["sum", "abs_sum"]
 Output = Literal["logit", "log_prob", "prob"]
 
 
 @dataclass(frozen=True)
-class CaptumMethod:
+class CaptumMethod(Method):
     """Make a saliency method of a Captum attribution class.
 
     Args:
@@ -62,32 +62,20 @@ class CaptumMethod:
         """As given."""
         return Cost(forward_backward=self.forward_backward)
 
-    @smaller_when_out_of_memory
-    def attribute(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
-        """Heatmaps `(N, H, W)`; see `SaliencyMethod.attribute`."""
-        del distractors, seed
-        check_pairs(classifier, inputs, target)
-        outputs = label_outputs(classifier.fast(inputs), self.output)
+    def _attribute(self, pairs: Pairs) -> Tensor:
+        inputs, target = pairs.inputs, pairs.target
+        outputs = label_outputs(pairs.classifier.fast(inputs), self.output)
 
         def explain(rows: Tensor) -> Tensor:
             x = inputs[rows].detach().requires_grad_()
             channels = self.attribution(outputs).attribute(x, target=target[rows], **self.settings).detach()
             return reduce_channels(channels, self.reduction)
 
-        return pass_by_pass(explain, image_ids(inputs, ids), pass_size(inputs, 1, self.internal_batch_size), inputs.device)
+        return pass_by_pass(explain, pairs.names, pass_size(inputs, 1, self.internal_batch_size), inputs.device)
 
 
 @dataclass(frozen=True)
-class SmoothGrad:
+class SmoothGrad(Method):
     """SmoothGrad (Smilkov et al. 2017): the gradient of the logit, averaged over noisy copies of the image.
 
     The noise of a pair is drawn from a stream of its own, so that its map does not depend on the batch (Captum's comes from one global
@@ -122,22 +110,9 @@ class SmoothGrad:
         """`n_samples` forward-backward passes a pair."""
         return Cost(forward_backward=self.n_samples)
 
-    @smaller_when_out_of_memory
-    def attribute(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
-        """Heatmaps `(N, H, W)`; see `SaliencyMethod.attribute`."""
-        del distractors
-        check_pairs(classifier, inputs, target)
-        names = list(zip(image_ids(inputs, ids), label_names(classifier, target), strict=True))
-        tunnel = NoiseTunnel(Saliency(label_outputs(classifier.fast(inputs))))
+    def _attribute(self, pairs: Pairs) -> Tensor:
+        inputs, target, draws = pairs.inputs, pairs.target, pairs.generators("smooth_grad")
+        tunnel = NoiseTunnel(Saliency(label_outputs(pairs.classifier.fast(inputs))))
         settings = {
             "nt_samples": self.n_samples,
             "nt_samples_batch_size": min(self.n_samples, pass_size(inputs, 1, self.internal_batch_size)),
@@ -147,7 +122,7 @@ class SmoothGrad:
             image = inputs[row].detach().clone().requires_grad_()
             spread = float(image.detach().max() - image.detach().min())
             with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
-                torch.manual_seed(int(pair_generator(seed, *names[int(row)], "smooth_grad").integers(2**62)))
+                torch.manual_seed(int(draws[int(row)].integers(2**62)))
                 channels = tunnel.attribute(image, target=target[row], abs=False, stdevs=self.noise_level * spread, **settings)
             return reduce_channels(channels.detach(), self.reduction)
 
@@ -156,7 +131,7 @@ class SmoothGrad:
 
 
 @dataclass(frozen=True)
-class GradCAM:
+class GradCAM(Method):
     """Grad-CAM (Selvaraju et al. 2017): the last feature maps, weighted by their mean gradient, cut off at 0 and upsampled.
 
     Args:
@@ -166,7 +141,7 @@ class GradCAM:
     Cost: one forward-backward pass a pair.
 
     Raises:
-        ValueError: a batch size below 1.
+        ValueError: a batch size below 1. `attribute` raises it for a net without that module, or without spatial outputs.
 
     Example:
         >>> GradCAM(layer="layer4").cost().forward_backward
@@ -183,24 +158,8 @@ class GradCAM:
         """One forward-backward pass a pair."""
         return Cost(forward_backward=1)
 
-    @smaller_when_out_of_memory
-    def attribute(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
-        """Heatmaps `(N, H, W)`, >= 0; see `SaliencyMethod.attribute`.
-
-        Raises:
-            ValueError: no module of that name, or none with a spatial output.
-        """
-        del distractors, seed
-        check_pairs(classifier, inputs, target)
+    def _attribute(self, pairs: Pairs) -> Tensor:
+        classifier, inputs, target = pairs.classifier, pairs.inputs, pairs.target
         modules = dict(classifier.net.named_modules())
         layer = last_spatial_layer(classifier, inputs[:1]) if self.layer is None else self.layer
         if layer not in modules:
@@ -213,7 +172,7 @@ class GradCAM:
             return LayerAttribution.interpolate(coarse, tuple(inputs.shape[-2:]), "bilinear").squeeze(1)
 
         size = pass_size(inputs, 1, self.internal_batch_size)
-        return pass_by_pass(explain, image_ids(inputs, ids), size, inputs.device, parallel=False)
+        return pass_by_pass(explain, pairs.names, size, inputs.device, parallel=False)
 
 
 def last_spatial_layer(classifier: Classifier, inputs: Tensor) -> str:

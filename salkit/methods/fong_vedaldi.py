@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from salkit import masking
 from salkit.checks import check_choice, check_settings
 from salkit.methods.base import Cost, LearnedMap, mask_side
-from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
+from salkit.methods.pairs import Pairs
 from salkit.models.classifier import Classifier
-from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
+from salkit.models.passes import pass_by_pass, pass_size
 from salkit.progress import progress_bar
 
 Start = Literal["random", "circle"]
@@ -95,30 +95,18 @@ class FongVedaldi(LearnedMap):
         """`n_steps` forward-backward passes a pair."""
         return Cost(forward=len(RADII) + 1 if self.start == "circle" else 0, forward_backward=self.n_steps)
 
-    @smaller_when_out_of_memory
-    def learn(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
+    def _learn(self, pairs: Pairs) -> Tensor:
         """One minus the mask, `(N, s, s)` in [0, 1]; see `LearnedMap`.
 
         Raises:
             ValueError: images smaller than the mask.
         """
-        del distractors
-        check_pairs(classifier, inputs, target)
+        inputs, target = pairs.inputs, pairs.target
         side = mask_side(inputs, self.mask_size)
-        names, labels = image_ids(inputs, ids), label_names(classifier, target)
-        draws = [pair_generator(seed, i, a, "fong_vedaldi") for i, a in zip(names, labels, strict=True)]
+        draws = pairs.generators("fong_vedaldi")
         shifts = torch.from_numpy(np.array([g.integers(self.jitter, size=(self.n_steps, 2)) for g in draws])).to(inputs.device)
         starts = torch.from_numpy(np.array([g.random((1, side, side), dtype=np.float32) for g in draws])).to(inputs)
-        fast = classifier.fast(inputs)
+        fast = pairs.classifier.fast(inputs)
         with progress_bar(None, self.show_progress, total=len(inputs), unit="pair", desc="Fong and Vedaldi") as bar:
 
             def descend(rows: Tensor) -> Tensor:
@@ -129,7 +117,7 @@ class FongVedaldi(LearnedMap):
                 bar.update(len(rows))
                 return 1 - masks.squeeze(1)
 
-            return pass_by_pass(descend, names, pass_size(inputs, 1, self.internal_batch_size), inputs.device)
+            return pass_by_pass(descend, pairs.names, pass_size(inputs, 1, self.internal_batch_size), inputs.device)
 
     def heatmaps(self, learned: Tensor, size: Sequence[int]) -> Tensor:
         """Enlarged and blurred as the mask was, `(N, H, W)` in [0, 1]."""

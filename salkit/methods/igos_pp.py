@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from salkit import masking
 from salkit.checks import check_choice, check_settings
 from salkit.methods.base import Cost, LearnedMap, mask_side
-from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
+from salkit.methods.pairs import Pairs
 from salkit.models.classifier import Classifier
-from salkit.models.passes import cut, in_parallel, pass_size, smaller_when_out_of_memory
+from salkit.models.passes import cut, in_parallel, pass_size
 from salkit.progress import progress_bar
 
 Gradient = Literal["released", "consistent"]
@@ -93,32 +93,19 @@ class IGOSpp(LearnedMap):
         points = 4 * self.n_path * self.n_steps
         return Cost(forward=(1 + TRIALS) * points, forward_backward=points)
 
-    @smaller_when_out_of_memory
-    def learn(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
+    def _learn(self, pairs: Pairs) -> Tensor:
         """One minus the product of both masks, `(N, s, s)` in [0, 1]; see `LearnedMap`.
 
         Raises:
             ValueError: images smaller than the mask.
         """
-        del distractors
-        check_pairs(classifier, inputs, target)
+        inputs = pairs.inputs
         side = mask_side(inputs, self.mask_size)
-        names = list(zip(image_ids(inputs, ids), label_names(classifier, target), strict=True))
-        fast = classifier.fast(inputs)
+        fast, noise = pairs.classifier.fast(inputs), pairs.generators("igos_pp")
         with progress_bar(None, self.show_progress, total=len(inputs), unit="pair", desc="iGOS++") as bar:
 
             def descend(row: Tensor) -> Tensor:
-                noise = pair_generator(seed, *names[int(row)], "igos_pp")
-                pair = _Pair(fast, inputs[row], box_blur(inputs[row]), int(target[row]), noise)
+                pair = _Pair(fast, inputs[row], box_blur(inputs[row]), int(pairs.target[row]), noise[int(row)])
                 masks = inputs.new_ones(1, 2, side, side)
                 for _ in range(self.n_steps):
                     masks = self._line_search(pair, masks, self._direction(pair, masks))

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from salkit import masking
 from salkit.checks import check_choice, check_settings
 from salkit.methods.base import Cost, LearnedMap
-from salkit.methods.pairs import check_pairs, image_ids, label_names, pair_generator
+from salkit.methods.pairs import Pairs
 from salkit.models.classifier import Classifier, PrecisionChoice, resolve_precision
-from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
+from salkit.models.passes import pass_by_pass, pass_size
 from salkit.progress import progress_bar
 
 Loss = Literal["nll", "released"]
@@ -113,17 +113,7 @@ class LearnedMask(LearnedMap):
         """With the precision that `"auto"` means there."""
         return replace(self, precision=resolve_precision(self.precision, classifier, device))
 
-    @smaller_when_out_of_memory
-    def learn(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
+    def _learn(self, pairs: Pairs) -> Tensor:
         """The masks' logits `(N, H/s, W/s)`; see `LearnedMap`.
 
         Distractors are drawn with replacement for every step, or (`"fast"`) each of the pool in a random order before any comes again; an
@@ -132,10 +122,9 @@ class LearnedMask(LearnedMap):
         Raises:
             ValueError: the image side is no multiple of `scale`; random-image infill without a usable distractor.
         """
-        check_pairs(classifier, inputs, target)
+        classifier, inputs, target, distractors, seed, names = pairs
         if distractors is not None and distractors.ndim == 4:
             distractors = distractors.to(memory_format=torch.channels_last)  # here, or every pass would copy the pool
-        names = image_ids(inputs, ids)
         size = pass_size(inputs, self.composites_per_step, self.internal_batch_size)
         with progress_bar(None, self.show_progress, total=len(inputs), unit="pair", desc="learning masks") as bar:
 
@@ -160,11 +149,11 @@ class LearnedMask(LearnedMap):
         Raises:
             ValueError: the image side is no multiple of `scale`; random-image infill without a usable distractor.
         """
-        check_pairs(classifier, inputs, target)
+        pairs = Pairs.checked(classifier, inputs, target, distractors, seed, ids)
         n, _, height, width = inputs.shape
         if height % self.scale or width % self.scale:
             raise ValueError(f"scale: expected a divisor of the image sides {(height, width)}, got {self.scale}")
-        pool, draws = self._infills(classifier, inputs, target, distractors, seed, ids)
+        pool, draws = self._infills(pairs)
         net = classifier.fast(inputs, resolve_precision(self.precision, classifier, inputs.device))
         logits = inputs.new_zeros(n, 1, height // self.scale, width // self.scale, requires_grad=True)
         adam = torch.optim.Adam([logits], lr=self.lr)
@@ -187,17 +176,9 @@ class LearnedMask(LearnedMap):
         del size
         return masking.upsample(learned[:, None].sigmoid(), self.scale).squeeze(1)
 
-    def _infills(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        distractors: Tensor | None,
-        seed: int,
-        ids: Sequence[str] | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _infills(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """What hides the pixels: a pool of images, and which of them each pair sees at each step, `(N, n_steps, composites_per_step)`."""
-        n = len(inputs)
+        inputs, distractors, n = pairs.inputs, pairs.distractors, len(pairs.inputs)
         if self.infill == "gray":
             return torch.zeros_like(inputs[:1]), torch.zeros(n, self.n_steps, 1, dtype=torch.int64)
         if self.infill == "blur":
@@ -208,12 +189,11 @@ class LearnedMask(LearnedMap):
         pool = distractors.to(inputs)
         draws = np.empty((n, self.n_steps, self.n_distractors), np.int64)
         usable: dict[str, np.ndarray] = {}
-        for i, (name, label) in enumerate(zip(image_ids(inputs, ids), label_names(classifier, target), strict=True)):
+        for i, (name, generator) in enumerate(zip(pairs.names, pairs.generators("distractors"), strict=True)):
             if name not in usable:
                 usable[name] = (pool != inputs[i]).flatten(1).any(1).nonzero().flatten().cpu().numpy()
             if not len(usable[name]):
                 raise ValueError(f"distractors: expected an image other than the explained one ({name}), got only that one")
-            generator = pair_generator(seed, name, label, "distractors")
             draws[i] = usable[name][self._draw(generator, len(usable[name]))]
         return pool, torch.from_numpy(draws)
 

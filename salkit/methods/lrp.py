@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,16 +16,15 @@ from zennit.core import Composite
 from zennit.layer import Sum
 
 from salkit.checks import check_choice, check_settings
-from salkit.methods.base import Cost
-from salkit.methods.pairs import check_pairs, image_ids, label_names
-from salkit.models.classifier import Classifier
-from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
+from salkit.methods.base import Cost, Method
+from salkit.methods.pairs import Pairs
+from salkit.models.passes import pass_by_pass, pass_size
 
 Rules = Literal["epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box"]
 
 
 @dataclass(frozen=True)
-class LRP:
+class LRP(Method):
     """LRP: relevance starts as 1 at the label's logit and is shared out layer by layer down to the pixels, summed over the channels.
 
     Batch normalisation is merged into the convolutions and the sums of skip connections become layers, so that the rules see them.
@@ -59,21 +57,9 @@ class LRP:
         """About two forward-backward passes a pair: the rules run every layer again."""
         return Cost(forward_backward=2)
 
-    @smaller_when_out_of_memory
-    def attribute(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
-        """Heatmaps `(N, H, W)`, signed; see `SaliencyMethod.attribute`."""
-        del distractors, seed
-        check_pairs(classifier, inputs, target)
-        net, classes = canonical(classifier.net), torch.tensor(label_names(classifier, target), device=inputs.device)
+    def _attribute(self, pairs: Pairs) -> Tensor:
+        inputs, net = pairs.inputs, canonical(pairs.classifier.net)
+        classes = torch.tensor(pairs.classes, device=inputs.device)
         with Gradient(net, composite=self._composite(inputs)) as attributor:
 
             def explain(rows: Tensor) -> Tensor:
@@ -84,7 +70,7 @@ class LRP:
                 return relevance.sum(1)
 
             size = pass_size(inputs, 1, self.internal_batch_size)
-            return pass_by_pass(explain, image_ids(inputs, ids), size, inputs.device, parallel=False)
+            return pass_by_pass(explain, pairs.names, size, inputs.device, parallel=False)
 
     def _composite(self, inputs: Tensor) -> Composite:
         if self.rules == "epsilon_plus_flat":

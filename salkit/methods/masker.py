@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from salkit.checks import check_settings
 from salkit.data.files import data_dir
-from salkit.methods.base import Cost
-from salkit.methods.pairs import check_pairs, image_ids, label_names
+from salkit.methods.base import Cost, Method
+from salkit.methods.pairs import Pairs
 from salkit.models.checkpoints import load_checkpoint, open_checkpoint, save_checkpoint
 from salkit.models.classifier import Classifier
-from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_memory
+from salkit.models.passes import pass_by_pass, pass_size
 
 
 class Phase(NamedTuple):
@@ -104,7 +104,7 @@ class Masker(nn.Module):
 
 
 @dataclass(frozen=True)
-class MaskerMethod:
+class MaskerMethod(Method):
     """A masker network as a saliency method: one forward pass of the classifier and a small one of the masker a pair.
 
     Args:
@@ -145,29 +145,16 @@ class MaskerMethod:
             raise ValueError(f"masker: expected a checkpoint of {self.kind!r}, got one of {net.kind!r}")
         return net
 
-    @smaller_when_out_of_memory
     @torch.no_grad()
-    def attribute(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
-        """Heatmaps `(N, H, W)` in (0, 1); see `SaliencyMethod.attribute`."""
-        del distractors, seed
-        check_pairs(classifier, inputs, target)
-        net = self.network().to(inputs.device)
-        classes = torch.tensor(label_names(classifier, target), device=inputs.device)
+    def _attribute(self, pairs: Pairs) -> Tensor:
+        classifier, inputs, net = pairs.classifier, pairs.inputs, self.network().to(pairs.inputs.device)
+        classes = torch.tensor(pairs.classes, device=inputs.device)
 
         def explain(rows: Tensor) -> Tensor:
             return self._masks(net, classifier, inputs[rows], classes[rows]).squeeze(1)
 
         size = pass_size(inputs, 1, self.internal_batch_size)
-        return pass_by_pass(explain, image_ids(inputs, ids), size, inputs.device, parallel=False)
+        return pass_by_pass(explain, pairs.names, size, inputs.device, parallel=False)
 
     def _masks(self, net: Masker, classifier: Classifier, inputs: Tensor, classes: Tensor) -> Tensor:
         return net.masks(classifier, inputs, classes)

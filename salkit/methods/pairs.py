@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,34 @@ from torch import Tensor
 
 from salkit.checks import check_images, check_integer
 from salkit.models.classifier import Classifier
+
+
+class Pairs(NamedTuple):
+    """A checked batch of (image, label) pairs: what `attribute` was given, and the names of the images."""
+
+    classifier: Classifier
+    inputs: Tensor
+    target: Tensor
+    distractors: Tensor | None
+    seed: int
+    names: list[str]
+
+    @classmethod
+    def checked(
+        cls, classifier: Classifier, inputs: Tensor, target: Tensor, distractors: Tensor | None, seed: int, ids: Sequence[str] | None
+    ) -> Pairs:
+        """Refuse a malformed batch; arguments as for `SaliencyMethod.attribute`, errors as for `check_pairs`."""
+        check_pairs(classifier, inputs, target)
+        return cls(classifier, inputs, target, distractors, seed, image_ids(inputs, ids))
+
+    @property
+    def classes(self) -> list[int]:
+        """The class index of each pair's label."""
+        return label_names(self.classifier, self.target)
+
+    def generators(self, purpose: str) -> list[np.random.Generator]:
+        """A random stream for each pair, see `pair_generator`."""
+        return [pair_generator(self.seed, name, a, purpose) for name, a in zip(self.names, self.classes, strict=True)]
 
 
 def check_classifier(classifier: Classifier) -> None:

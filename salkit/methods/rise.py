@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salkit.checks import check_integer, check_settings
-from salkit.methods.base import Cost
-from salkit.methods.pairs import check_pairs, image_ids
-from salkit.models.classifier import Classifier
-from salkit.models.passes import Pass, cut, in_parallel, pass_size, smaller_when_out_of_memory
+from salkit.methods.base import Cost, Method
+from salkit.methods.pairs import Pairs
+from salkit.models.passes import Pass, cut, in_parallel, pass_size
 from salkit.progress import progress_bar
 
 
 @dataclass(frozen=True)
-class RISE:
+class RISE(Method):
     """RISE: `m_a = 1 / (N p) sum_i f_a(x M_i) M_i` over N random masks; hidden pixels are gray (0).
 
     A mask is a coarse grid of Bernoulli(p) cells, upsampled bilinearly and shifted by a random part of a cell. All images and labels
@@ -55,25 +53,14 @@ class RISE:
         """`n_masks` forward passes an image."""
         return Cost(forward=self.n_masks, per="image")
 
-    @smaller_when_out_of_memory
     @torch.no_grad()
-    def attribute(
-        self,
-        classifier: Classifier,
-        inputs: Tensor,
-        target: Tensor,
-        *,
-        distractors: Tensor | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-    ) -> Tensor:
-        """Heatmaps `(N, H, W)` in [0, about 1]; see `SaliencyMethod.attribute`. Pairs whose image is the same share their passes."""
-        del distractors
-        check_pairs(classifier, inputs, target)
-        names, fast = np.array(image_ids(inputs, ids)), classifier.fast(inputs)
+    def _attribute(self, pairs: Pairs) -> Tensor:
+        """Heatmaps `(N, H, W)` in [0, about 1]; the labels of an image share their passes."""
+        classifier, inputs, target, names = pairs.classifier, pairs.inputs, pairs.target, np.array(pairs.names)
+        fast = classifier.fast(inputs)
         heatmaps = torch.zeros_like(inputs[:, 0])
         batches = cut(torch.arange(self.n_masks), pass_size(inputs, 1, self.internal_batch_size))
-        cells, offsets = self._draw(inputs, seed)
+        cells, offsets = self._draw(inputs, pairs.seed)
         for name in progress_bar(dict.fromkeys(names.tolist()), self.show_progress, desc="RISE"):
             rows = torch.from_numpy(np.flatnonzero(names == name)).to(inputs.device)
 

@@ -7,6 +7,7 @@ from salkit.curves import auc, insertion_curve
 from salkit.methods import METHODS, CaptumMethod, LearnedMask, get_method, same_map_for_all_labels
 from salkit.methods.base import SaliencyMethod
 from salkit.methods.masker_training import MaskerRecipe, make_masker
+from salkit.methods.pairs import Pairs
 from salkit.models import Classifier, load_classifier
 
 FAST = {"scale": 1, "n_steps": 12, "n_distractors": 2, "l1": 1e-3, "lr": 0.2}
@@ -230,7 +231,7 @@ def test_the_device_changes_nothing(reference_classifier, reference, images, nam
 def test_fast_draws_take_all_of_the_pool_before_any_image_comes_again(quadrant, images):
     method = LearnedMask(schedule="fast", scale=1, n_steps=7, n_distractors=2)
     assert (method.lr, LearnedMask(schedule="fast").n_steps, LearnedMask(schedule="fast", n_steps=3).n_steps) == (0.5, 200, 3)
-    _, draws = method._infills(quadrant, images[:2], torch.tensor([0, 1]), images, 0, ["a", "b"])
+    _, draws = method._infills(Pairs(quadrant, images[:2], torch.tensor([0, 1]), images, 0, ["a", "b"]))
     for i, drawn in enumerate(draws.flatten(1).tolist()):
         assert i not in drawn, "an image is not its own distractor"
         for start in (0, 4, 8):
