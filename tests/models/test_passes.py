@@ -1,5 +1,6 @@
 import threading
 import time
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -159,6 +160,13 @@ def test_parallel_work_comes_back_in_order_from_threads_of_one_thread_each(two_t
     with torch.inference_mode():
         assert list(in_parallel(lambda i: torch.is_inference_mode_enabled(), range(2), CPU)) == [True, True]
     assert list(in_parallel(lambda i: threading.current_thread(), range(1), CPU)) == [threading.main_thread()]
+
+
+@pytest.mark.parametrize(("available", "at_once"), [(0, 1), (2**31, 1), (2**32, 2), (2**40, 2)])
+def test_memory_limits_how_many_run_side_by_side(two_threads, monkeypatch, available, at_once):
+    monkeypatch.setattr(passes_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    names = list(in_parallel(lambda i: (time.sleep(0.02), threading.current_thread().name)[1], range(4), CPU))
+    assert len(set(names)) == at_once
 
 
 def test_what_runs_beside_an_error_is_stopped_at_its_next_pass(two_threads):
