@@ -20,7 +20,7 @@ from salkit.engine.executors import Engine, open_engine, raise_failures
 from salkit.engine.identity import canonical, digest
 from salkit.engine.store import Store
 from salkit.evaluation.arguments import check_methods, check_protocol, check_scene, check_targets, label_coords
-from salkit.evaluation.planning import PartMaker, Plan, plan_method
+from salkit.evaluation.jobs import Jobs, MethodJobs
 from salkit.evaluation.results import PHASES, assemble, find_protocol
 from salkit.evaluation.tasks import Labels, Source, as_heatmaps
 from salkit.methods import SaliencyMethod
@@ -115,72 +115,73 @@ def evaluate(
     curve = {"n_steps": len(kept) - 1, "baseline": baseline, "deletion": deletion, "blur_games": blur_games}
     with open_engine(store, executor, workers, show_progress) as engine:
         sources = [Source(classifier, inputs, ids, pool, device, images_per_batch)]
-        maker = PartMaker(name, sources[0], seed)
-        prob = _probabilities(maker, sources, engine)
+        jobs = Jobs(name, sources[0], seed)
+        prob = _probabilities(jobs, sources, engine)
         targets = torch.arange(prob.shape[1]).expand(len(ids), -1) if targets is None else targets
-        best = prob.gather(1, targets).argmax(1)
-        plans = [plan_method(maker, title, method, targets, best, prob, keep_heatmaps, curve) for title, method in chosen.items()]
+        methods_jobs = [jobs.of_method(title, method, targets, prob, keep_heatmaps, **curve) for title, method in chosen.items()]
         if other is not None:
             sources.append(Source(classifier, *other, device, images_per_batch))
-            _plan_held_out(PartMaker(f"{name}_held_out", sources[1], seed, 1), sources, plans, engine)
+            _add_held_out(Jobs(f"{name}_held_out", sources[1], seed, 1), sources, methods_jobs, engine)
         run = {
             "coords": {"method": list(chosen), "image": list(ids), "kept": kept.tolist()}
             | label_coords(classifier, images, targets, prob.shape[1]),
             "protocol": asdict(rules),
             "attrs": {"n_steps": len(kept) - 1, "seed": seed, "baseline": baseline},
-            "prob": maker.probabilities().experiment.key,
+            "prob": jobs.probabilities().experiment.key,
             "targets": targets.tolist(),
         }
-        _compute(engine, name, run, plans, maker, sources)
-        result = assemble(engine.store, run | {"methods": [plan.keys() for plan in plans]})
+        _compute(engine, name, run, methods_jobs, jobs, sources)
+        result = assemble(engine.store, run | {"methods": [each.keys() for each in methods_jobs]})
         if not keep_curves:
             result = result.drop_vars(["insertion_curve", "kept"])
         if keep_heatmaps:
-            result["heatmap"] = (("method", "image", "label", "y", "x"), _heatmaps(engine.store, plans, inputs.shape[-2:]))
+            result["heatmap"] = (("method", "image", "label", "y", "x"), _heatmaps(engine.store, methods_jobs, inputs.shape[-2:]))
             if isinstance(images, ImageSet):
                 result["pixels"] = (("image", "y", "x", "channel"), images.pixels().numpy())
     return result
 
 
-def _compute(engine: Engine, name: str, run: Mapping[str, Any], plans: Sequence[Plan], maker: PartMaker, sources: Sequence[Source]) -> None:
+def _compute(
+    engine: Engine, name: str, run: Mapping[str, Any], methods_jobs: Sequence[MethodJobs], jobs: Jobs, sources: Sequence[Source]
+) -> None:
     """Compute what is missing: maps, then curves, then the crops that need a threshold from the held-out images."""
     failures = []
-    _keep_run(engine, name, run, plans)
+    _keep_run(engine, name, run, methods_jobs)
     for phase in PHASES:
         if phase == "crops":
-            for plan in plans:
-                plan.choose_alpha(maker, engine.store)
-            _keep_run(engine, name, run, plans)
-        failures += engine.run([part for plan in plans for part in plan.parts(phase)], sources, desc=phase)
+            for each in methods_jobs:
+                each.choose_alpha(jobs, engine.store)
+            _keep_run(engine, name, run, methods_jobs)
+        failures += engine.run([job for each in methods_jobs for job in each.of_phase(phase)], sources, desc=phase)
     raise_failures(failures, engine.store)
 
 
-def _plan_held_out(maker: PartMaker, sources: Sequence[Source], plans: Sequence[Plan], engine: Engine) -> None:
+def _add_held_out(jobs: Jobs, sources: Sequence[Source], methods_jobs: Sequence[MethodJobs], engine: Engine) -> None:
     """Maps of the held-out images' predictions and their crops for every threshold."""
-    prediction = _probabilities(maker, sources, engine, keep=True).argmax(1, keepdim=True)
+    prediction = _probabilities(jobs, sources, engine, keep=True).argmax(1, keepdim=True)
     labels = Labels(prediction, torch.zeros(len(prediction), dtype=torch.int64), prediction)
-    for plan in plans:
-        plan.held_maps = None if plan.maps is None else maker.maps(plan.title, plan.method, prediction)
-        plan.held_crops = maker.crops(plan.title, plan.method, plan.held_maps, labels, alphas=ALPHAS)
+    for each in methods_jobs:
+        each.held_maps = None if each.maps is None else jobs.maps(each.title, each.method, prediction)
+        each.held_crops = jobs.crops(each.title, each.method, each.held_maps, labels, alphas=ALPHAS)
 
 
-def _keep_run(engine: Engine, name: str, run: Mapping[str, Any], plans: Sequence[Plan]) -> None:
+def _keep_run(engine: Engine, name: str, run: Mapping[str, Any], methods_jobs: Sequence[MethodJobs]) -> None:
     """Write the run's manifest, named by the first of its experiments' hashes so that other settings get one of their own."""
-    methods = [plan.keys() for plan in plans]
-    keys = [run["prob"], *(part.experiment.key for plan in plans for phase in PHASES for part in plan.parts(phase))]
+    methods = [each.keys() for each in methods_jobs]
+    keys = [run["prob"], *(job.experiment.key for each in methods_jobs for phase in PHASES for job in each.of_phase(phase))]
     mark = digest(canonical([run["prob"], [m["curves"] for m in methods], [m["held_crops"] for m in methods]]))[:8]
     engine.store.keep_run(f"{name}-{mark}", {**run, "methods": methods, "experiments": keys})
 
 
-def _heatmaps(store: Store, plans: Sequence[Plan], size: Sequence[int]) -> np.ndarray:
+def _heatmaps(store: Store, methods_jobs: Sequence[MethodJobs], size: Sequence[int]) -> np.ndarray:
     """Heatmaps of all methods, `(method, image, label, y, x)`, from their kept maps."""
-    every = []
-    for plan in plans:
-        assert plan.maps is not None
-        kept = torch.from_numpy(store.read(plan.maps.experiment.key)["map"])
-        heatmaps = as_heatmaps(plan.method, kept, size)
-        every.append(heatmaps.expand(-1, plan.labels.targets.shape[1], -1, -1))
-    return torch.stack(every).numpy()
+    heatmaps_of = []
+    for each in methods_jobs:
+        assert each.maps is not None
+        kept = torch.from_numpy(store.read(each.maps.experiment.key)["map"])
+        heatmaps = as_heatmaps(each.method, kept, size)
+        heatmaps_of.append(heatmaps.expand(-1, each.labels.targets.shape[1], -1, -1))
+    return torch.stack(heatmaps_of).numpy()
 
 
 def explain(
@@ -205,8 +206,8 @@ def explain(
     """
     inputs, ids, pool = check_scene(classifier, images, distractors)
     source = Source(classifier, inputs, ids, pool, device)
-    maker = PartMaker(name, source, seed)
-    parts = {title: maker.maps(title, method, targets.cpu()[:, None]) for title, method in methods.items()}
+    jobs = Jobs(name, source, seed)
+    parts = {title: jobs.maps(title, method, targets.cpu()[:, None]) for title, method in methods.items()}
     keys = [] if run is None else run
     keys += [part.experiment.key for part in parts.values()]
     engine.store.keep_experiments(name, keys)
@@ -215,13 +216,13 @@ def explain(
     return {title: as_heatmaps(method, maps[title], inputs.shape[-2:])[:, 0] for title, method in methods.items()}
 
 
-def _probabilities(maker: PartMaker, sources: Sequence[Source], engine: Engine, keep: bool = False) -> Tensor:
-    """Probabilities of the label list on the images of the maker's source, `(N, A)`; `keep` as a run of their own."""
-    part = maker.probabilities()
+def _probabilities(jobs: Jobs, sources: Sequence[Source], engine: Engine, keep: bool = False) -> Tensor:
+    """Probabilities of the label list on the images of the jobs' source, `(N, A)`; `keep` as a run of their own."""
+    job = jobs.probabilities()
     if keep:
-        engine.store.keep_experiments(maker.name, [part.experiment.key])
-    raise_failures(engine.run([part], sources, desc="probabilities"), engine.store)
-    return torch.from_numpy(engine.store.read(part.experiment.key)["prob"])
+        engine.store.keep_experiments(jobs.name, [job.experiment.key])
+    raise_failures(engine.run([job], sources, desc="probabilities"), engine.store)
+    return torch.from_numpy(engine.store.read(job.experiment.key)["prob"])
 
 
 def probabilities(classifier: Classifier, images: ImageSet | Tensor, engine: Engine | None = None, device: str | None = None) -> Tensor:
@@ -236,4 +237,4 @@ def probabilities(classifier: Classifier, images: ImageSet | Tensor, engine: Eng
             return probabilities(classifier, images, own, device)
     inputs, ids, _ = check_scene(classifier, images, None)
     source = Source(classifier, inputs, ids, inputs[:0], device)
-    return _probabilities(PartMaker("probabilities", source, 0), [source], engine, keep=True)
+    return _probabilities(Jobs("probabilities", source, 0), [source], engine, keep=True)

@@ -14,7 +14,7 @@ from torch import nn
 
 from salkit.engine import identity
 from salkit.engine.identity import Experiment, canonical, describe, describe_experiment, digest
-from salkit.evaluation.planning import PartMaker
+from salkit.evaluation.jobs import Jobs
 from salkit.evaluation.tasks import Source
 from salkit.methods import METHODS, get_method, same_map_for_all_labels
 from salkit.methods.captum_methods import CaptumMethod
@@ -283,7 +283,7 @@ def test_what_cannot_be_described_is_refused(thing):
 
 
 def test_an_automatic_precision_is_settled_before_it_is_described(reference_classifier, images, monkeypatch):
-    maker = PartMaker("run", Source(reference_classifier, images, tuple("abcde"), images), 0)
+    maker = Jobs("run", Source(reference_classifier, images, tuple("abcde"), images), 0)
     explained = torch.zeros(5, 1, dtype=torch.int64)
 
     def part(precision):

@@ -18,14 +18,14 @@ from salkit.methods.base import LearnedMap
 from salkit.saliency_metric import best_alpha
 
 
-class PartMaker:
-    """Makes the parts of an evaluation on one source: what each is called, and everything its numbers depend on.
+class Jobs:
+    """The jobs of an evaluation on one source: what each is called, and everything its numbers depend on.
 
     Args:
-        name: of the run, for titles.
+        name: of the evaluation, for titles.
         source: classifier and images.
         seed: of every random draw.
-        index: of the source among those of the run.
+        index: which of the evaluation's sources it is.
     """
 
     def __init__(self, name: str, source: Source, seed: int, index: int = 0) -> None:
@@ -59,6 +59,26 @@ class PartMaker:
         about = self._describe("crops", title, method, maps, labels, settings)
         return Part(about, Crops(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
 
+    def of_method(self, title: str, method: SaliencyMethod, targets: Tensor, prob: Tensor, keep_maps: bool, **curve: Any) -> MethodJobs:
+        """All jobs of a method that can be described before anything is computed.
+
+        Args:
+            title: of the method.
+            method: what explains.
+            targets: `(N, k)` labels that are scored.
+            prob: `(N, A)` probabilities of the label list on whole images.
+            keep_maps: also where they are cheap.
+            curve: the further fields of `Curves`.
+        """
+        best, explained = prob.gather(1, targets).argmax(1), targets
+        if isinstance(method, same_map_for_all_labels):
+            method, explained = method.method, prob.argmax(1, keepdim=True)
+        elif not getattr(method, "depends_on_label", True):
+            explained = targets.gather(1, best[:, None])
+        labels = Labels(targets, best, explained)
+        maps = self.maps(title, method, explained) if keep_maps or maps_are_kept(method) else None
+        return MethodJobs(title, method, labels, maps, self.curves(title, method, maps, labels, **curve))
+
     def _describe(
         self,
         kind: str,
@@ -75,8 +95,8 @@ class PartMaker:
 
 
 @dataclass
-class Plan:
-    """The parts that one method's results are made of."""
+class MethodJobs:
+    """The jobs that one method's results come from."""
 
     title: str
     method: SaliencyMethod
@@ -88,40 +108,19 @@ class Plan:
     crops: Part | None = None
     alpha: float | None = None
 
-    def parts(self, phase: str) -> list[Part]:
+    def of_phase(self, phase: str) -> list[Part]:
         """Those that are computed together: maps, then what needs them, then what needs a threshold."""
         of = {"maps": (self.maps, self.held_maps), "curves": (self.curves, self.held_crops), "crops": (self.crops,)}
-        return [part for part in of[phase] if part is not None]
+        return [job for job in of[phase] if job is not None]
 
-    def choose_alpha(self, maker: PartMaker, store: Store) -> None:
-        """Once the held-out images are measured: the threshold, and the part that uses it."""
+    def choose_alpha(self, jobs: Jobs, store: Store) -> None:
+        """Once the held-out images are measured: the threshold, and the job that uses it."""
         if self.held_crops is not None and not store.missing(self.held_crops.experiment):
             self.alpha = best_alpha(torch.from_numpy(store.read(self.held_crops.experiment.key)["threshold"]))
             settings = {"alphas": (self.alpha,), "largest_component": True}
-            self.crops = maker.crops(self.title, self.method, self.maps, self.labels, **settings)
+            self.crops = jobs.crops(self.title, self.method, self.maps, self.labels, **settings)
 
     def keys(self) -> dict[str, Any]:
         """For the run's manifest."""
         named = {"maps": self.maps, "curves": self.curves, "held_maps": self.held_maps, "held_crops": self.held_crops, "crops": self.crops}
-        return {name: part and part.experiment.key for name, part in named.items()} | {"method": self.title, "alpha": self.alpha}
-
-
-def plan_method(
-    maker: PartMaker,
-    title: str,
-    method: SaliencyMethod,
-    targets: Tensor,
-    best: Tensor,
-    every: Tensor,
-    keep_maps: bool,
-    curve: Mapping[str, Any],
-) -> Plan:
-    """The parts of a method: which labels it explains, whether its maps are kept, and its curves (`curve`, see `Curves`)."""
-    explained = targets
-    if isinstance(method, same_map_for_all_labels):
-        method, explained = method.method, every.argmax(1, keepdim=True)
-    elif not getattr(method, "depends_on_label", True):
-        explained = targets.gather(1, best[:, None])
-    labels = Labels(targets, best, explained)
-    maps = maker.maps(title, method, explained) if keep_maps or maps_are_kept(method) else None
-    return Plan(title, method, labels, maps, maker.curves(title, method, maps, labels, **curve))
+        return {name: job and job.experiment.key for name, job in named.items()} | {"method": self.title, "alpha": self.alpha}
