@@ -64,3 +64,19 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def with_statistics():
+    """Gives a net's batch norms numbers as after training."""
+
+    def change(net: nn.Module) -> nn.Module:
+        torch.manual_seed(1)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.running_mean, module.weight.data, module.bias.data):
+                    tensor.normal_()
+                module.running_var.uniform_(0.5, 2)
+        return net.eval()
+
+    return change
