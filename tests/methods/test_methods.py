@@ -6,25 +6,10 @@ from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from salkit.curves import auc, insertion_curve
 from salkit.methods import METHODS, CaptumMethod, LearnedMask, get_method, same_map_for_all_labels
 from salkit.methods.base import Cost, SaliencyMethod
-from salkit.methods.masker_training import MaskerRecipe, make_masker
 from salkit.models import Classifier
 
 FAST = {"scale": 1, "n_steps": 12, "n_distractors": 2, "l1": 1e-3, "lr": 0.2}
 OUTPUTS = {"logit": lambda classifier: classifier.net, "log_prob": lambda classifier: classifier, "prob": lambda c: lambda x: c(x).exp()}
-
-
-@pytest.fixture(scope="session")
-def settings(reference_classifier):
-    """Settings at which a method takes no time on the small net; the maskers are untrained ones for it."""
-    taps, side = ("0", "2"), 32
-    maskers = {kind: make_masker(reference_classifier, taps, MaskerRecipe(kind, widths=(4,)), side) for kind in ("dabkowski_gal", "phang")}
-    sizes = {
-        "learned_mask": FAST,
-        "igos_pp": {"n_steps": 3, "n_path": 2, "l1": 0.0, "tv": 0.0},
-        "fong_vedaldi": {"n_steps": 6},
-        "rise": {"n_masks": 40},
-    }
-    return lambda name: {"masker": maskers[name]} if name in maskers else sizes.get(name, {})
 
 
 @pytest.mark.parametrize("infill", ["gray", "image"])
@@ -58,8 +43,8 @@ def test_loss_by_hand(loss, expected):
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_keeps_the_protocol(reference_classifier, reference, images, name, settings):
-    method = get_method(name, **settings(name))
+def test_every_method_keeps_the_protocol(reference_classifier, reference, images, name, quick):
+    method = quick(name, reference_classifier, ("0", "2"))
     assert isinstance(method, SaliencyMethod)
     cost = method.cost()
     assert isinstance(cost, Cost)
@@ -80,8 +65,8 @@ def test_every_method_keeps_the_protocol(reference_classifier, reference, images
 
 
 @pytest.mark.parametrize("name", ["learned_mask", "random"])
-def test_seed_id_and_label_each_change_the_draws(reference_classifier, reference, images, name, settings):
-    method = get_method(name, **settings(name))
+def test_seed_id_and_label_each_change_the_draws(reference_classifier, reference, images, name, quick):
+    method = quick(name, reference_classifier, ("0", "2"))
     twice = reference["images"][:1].repeat(2, 1, 1, 1)
 
     def explain(ids="aa", labels=(1, 1), seed=0):
@@ -159,8 +144,8 @@ def test_centered_gaussian_is_symmetric_and_falls_with_the_distance(reference_cl
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_the_device_changes_nothing(reference_classifier, reference, images, name, settings):
-    method, target = get_method(name, **settings(name)), torch.tensor([0, 1, 2, 3])
+def test_the_device_changes_nothing(reference_classifier, reference, images, name, quick):
+    method, target = quick(name, reference_classifier, ("0", "2")), torch.tensor([0, 1, 2, 3])
     there = Classifier(reference_classifier.net).cuda()
     on_cpu = method.attribute(reference_classifier, reference["images"], target, distractors=images)
     on_gpu = method.attribute(there, reference["images"].cuda(), target.cuda(), distractors=images.cuda())

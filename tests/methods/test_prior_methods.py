@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import LayerGradCam, NoiseTunnel, Saliency
-from scipy import ndimage, stats
+from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,7 +19,6 @@ from salkit.methods.igos_pp import TRIALS, _Pair, box_blur
 from salkit.methods.lrp import canonical
 from salkit.methods.pairs import pair_generator
 from salkit.models import Classifier, load_classifier
-from salkit.studies.sanity import randomise
 
 
 class Double(Classifier):
@@ -574,35 +573,17 @@ BY_LABEL = {
 NEED_LAYERS = {"grad_cam", "lrp"}
 
 
-def texture_net():
-    """Class 0 where there is texture in the upper left quadrant; all that it knows, place included, stands in its weights."""
-    net = nn.Sequential(
-        nn.Conv2d(3, 2, 1, bias=False),
-        nn.ReLU(),
-        nn.AvgPool2d(4),
-        nn.Flatten(),
-        nn.Linear(128, 128),
-        nn.Unflatten(1, (2, 8, 8)),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(128, 2),
-    )
-    inside = torch.zeros(2, 8, 8)
-    inside[:, :4, :4] = 1
-    net[0].weight.data.copy_(torch.tensor([1.0, -1.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1) / 3)  # brighter and darker than gray
-    net[4].weight.data.copy_(inside.flatten().diag())
-    net[4].bias.data.zero_()
-    net[8].weight.data.copy_(torch.tensor([[0.25], [-0.25]]).expand(2, 128))
-    net[8].bias.data.copy_(torch.tensor([-2.0, 2.0]))
-    return net
-
-
 @pytest.fixture
 def texture():
-    """The net above and checkerboards all over the image, which blurring, graying and inserting hide or show alike everywhere."""
+    """Class 0 is texture in the upper left quadrant; checkerboards all over, which blurring, graying and inserting hide or show alike."""
+    place = nn.ZeroPad2d((0, -4, 0, -4)), nn.ZeroPad2d((0, 4, 0, 4))  # leaves the quadrant only
+    layers = nn.Conv2d(3, 2, 1, bias=False), nn.ReLU(), nn.AvgPool2d(4), *place, nn.Flatten(), nn.Linear(128, 2)
+    layers[0].weight.data.copy_(torch.tensor([1.0, -1.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1) / 3)  # brighter and darker than gray
+    layers[-1].weight.data.copy_(torch.tensor([[0.25], [-0.25]]).expand(2, 128))
+    layers[-1].bias.data.copy_(torch.tensor([-2.0, 2.0]))
     contrast = 1 + torch.rand(4, 1, 1, 1, generator=torch.Generator().manual_seed(0)) * 0.3
     checks = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1
-    return Classifier(texture_net()), contrast * checks.expand(4, 3, 32, 32)
+    return Classifier(nn.Sequential(*layers)), contrast * checks.expand(4, 3, 32, 32)
 
 
 def assert_points_at_the_quadrant(classifier, inputs, target, heatmaps):
@@ -643,27 +624,6 @@ def test_maps_find_the_quadrant_the_net_looks_at(quadrant, name, label):
     spot, other = heatmaps[:, 12:16, 12:16].mean((1, 2)), heatmaps[:, 24:28, 24:28].mean((1, 2))
     assert (spot > other).all()
     assert_points_at_the_quadrant(quadrant, inputs, target, heatmaps)
-
-
-@pytest.mark.parametrize("name", ["gradient_x_input", "grad_cam"])
-def test_maps_of_a_net_that_forgot_everything_point_nowhere(texture, name):
-    classifier, inputs = texture
-    method, target = get_method(name), torch.zeros(4, dtype=torch.int64)
-
-    def share(heatmap):
-        """How much of what the map shows lies in the quadrant; a quarter by chance."""
-        return (heatmap[:16, :16].abs().sum() / heatmap.abs().sum()).item()
-
-    before = method.attribute(classifier, inputs, target)
-    assert all(share(m) > 0.9 for m in before)
-    for seed in range(3):
-        forgetful = Classifier(randomise(classifier.net, ["0", "4", "8"], seed))
-        after = method.attribute(forgetful, inputs, target)
-        for old, new in zip(before, after, strict=True):
-            assert share(new) < 0.5
-            assert stats.spearmanr(old.flatten(), new.flatten()).statistic < 0.5
-    same = method.attribute(Classifier(randomise(classifier.net, [])), inputs, target)
-    torch.testing.assert_close(same, before)
 
 
 # --- Settings, presets, costs ---------------------------------------------------------------------------------------------------------
