@@ -5,7 +5,8 @@ from captum.attr import InputXGradient, IntegratedGradients, Saliency
 
 from salkit.curves import auc, insertion_curve
 from salkit.methods import METHODS, CaptumMethod, LearnedMask, get_method, same_map_for_all_labels
-from salkit.methods.base import Cost, SaliencyMethod
+from salkit.methods.base import Cost, LearnedMap, SaliencyMethod
+from salkit.methods.masker import MaskerMethod
 from salkit.models import Classifier
 
 FAST = {"scale": 1, "n_steps": 12, "n_distractors": 2, "l1": 1e-3, "lr": 0.2}
@@ -58,6 +59,9 @@ def test_every_method_keeps_the_protocol(reference_classifier, reference, images
     assert not heatmaps.requires_grad
     assert torch.isfinite(heatmaps).all()
     assert heatmaps.std() > 0.01
+    if isinstance(method, (LearnedMap, MaskerMethod)):
+        assert heatmaps.min() >= -1e-6, "rounding of a blur"
+        assert heatmaps.max() <= 1 + 1e-6
     assert torch.equal(inputs, before)
     assert not inputs.requires_grad
     again = method.attribute(reference_classifier, inputs, target, distractors=images, seed=3, ids=list("abcd"))

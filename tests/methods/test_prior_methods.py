@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from captum.attr import LayerGradCam, NoiseTunnel, Saliency
+from captum.attr import NoiseTunnel, Saliency
 from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
@@ -187,8 +187,8 @@ def test_igos_line_search_finds_each_pairs_own_step(smooth, small):
     target, n_path = torch.tensor([0, 1, 2]), 4
     method = IGOSpp(mask_size=3, n_path=n_path, noise=0.0, sigma=1.0, alpha=10.0, l1=0.1, tv=1.0)
     pairs, masks = igos_pairs(smooth, small, target), interior(3, 2, 3, 3)
-    # Directions of very different length need steps of very different size.
-    direction = by_pair(method._direction, pairs, masks).squeeze(1) * torch.tensor([0.1, 3.0, 100.0]).view(3, 1, 1, 1)
+    # Directions of very different length need steps of very different size; uphill no step is accepted and the last, tiny one is taken.
+    direction = by_pair(method._direction, pairs, masks).squeeze(1) * torch.tensor([0.1, 100.0, -100.0]).view(3, 1, 1, 1)
     found = by_pair(method._line_search, pairs, masks, direction).squeeze(1)
     silence = torch.zeros(4, n_path, 3, 8, 8)
     steps = []
@@ -208,18 +208,7 @@ def test_igos_line_search_finds_each_pairs_own_step(smooth, small):
                 break
         steps.append(alpha)
         torch.testing.assert_close(found[i], (masks[i] - alpha * direction[i]).clamp(0, 1), atol=1e-6, rtol=0)
-    assert len(set(steps)) > 1, "a search with one step for all would pass unnoticed"
-
-
-def test_igos_line_search_that_never_succeeds_takes_the_last_tiny_step(smooth, small):
-    # l1 alone falls as the masks grow; this direction shrinks them, so no step is ever accepted.
-    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double()
-    nn.init.zeros_(net[1].weight)
-    method = IGOSpp(mask_size=3, n_path=2, noise=0.0, tv=0.0, alpha=1.0, least_alpha=1e-3)
-    pairs, masks = igos_pairs(Double(net), small, torch.tensor([0, 1, 2])), interior(3, 2, 3, 3)
-    found = by_pair(method._line_search, pairs, masks, torch.ones_like(masks)).squeeze(1)
-    # 1, 0.2, 0.04, 0.008, 0.0016 are tried; alpha is float64 here, 0.00032 the first below the least.
-    torch.testing.assert_close(found, masks - 0.2**5, atol=1e-7, rtol=0)
+    assert steps[0] > steps[1] > 1e-5 > steps[2], "a search with one step for all would pass unnoticed"
 
 
 # --- Fong and Vedaldi -----------------------------------------------------------------------------------------------------------------
@@ -368,16 +357,6 @@ def test_fong_vedaldi_circle_takes_99_percent_of_what_the_largest_takes(mean_pix
     np.testing.assert_allclose(start[0, 0].numpy(), masks[first], atol=1e-5)
 
 
-@pytest.mark.parametrize("start", ["random", "circle"])
-@pytest.mark.parametrize("regulariser", ["sums", "means"])
-def test_fong_vedaldi_maps_stay_between_0_and_1(reference_classifier, reference, start, regulariser):
-    method = FongVedaldi(n_steps=5, lr=2.0, start=start, regulariser=regulariser)
-    heatmaps = method.attribute(reference_classifier, reference["images"], torch.tensor([0, 1, 2, 3]))
-    assert heatmaps.min() >= -1e-6, "rounding of the blur"
-    assert heatmaps.max() <= 1 + 1e-6
-    assert heatmaps.std() > 0.05
-
-
 # --- RISE -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -430,18 +409,16 @@ def test_integrated_gradients_are_complete(reference_classifier, reference):
 
 
 @pytest.mark.parametrize("layer", ["0", "1", "2"])
-def test_grad_cam_by_hand_and_by_captum(reference_classifier, reference, mean_pixel, layer):
+def test_grad_cam_by_hand(reference_classifier, reference, mean_pixel, layer):
     net, inputs, target = reference_classifier.net, reference["images"], torch.tensor([1, 2, 3, 4])
     features = net[: int(layer) + 1](inputs).detach().requires_grad_()
     logits = net[int(layer) + 1 :](features)
     (slope,) = torch.autograd.grad(logits[torch.arange(4), target].sum(), [features])
-    by_hand = F.relu((slope.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True)).detach()
-    captums = LayerGradCam(net, net[int(layer)]).attribute(inputs.clone().requires_grad_(), target=target, relu_attributions=True)
+    coarse = F.relu((slope.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True)).detach()
     found = GradCAM(layer=layer, internal_batch_size=3).attribute(reference_classifier, inputs, target)
     assert found.max() > 0
-    for coarse in (by_hand, captums.detach()):
-        expected = F.interpolate(coarse, (32, 32), mode="bilinear", align_corners=False)[:, 0]
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    expected = F.interpolate(coarse, (32, 32), mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     if layer == "2":  # average pooling is the last to put out maps
         torch.testing.assert_close(GradCAM().attribute(reference_classifier, inputs, target), found)
         with pytest.raises(ValueError, match="layer: expected a net with spatial feature maps, got MeanPixel"):
