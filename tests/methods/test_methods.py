@@ -3,7 +3,6 @@ import pytest
 import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
 
-from salkit.curves import auc, insertion_curve
 from salkit.methods import METHODS, CaptumMethod, LearnedMask, get_method, same_map_for_all_labels
 from salkit.methods.base import Cost, LearnedMap, SaliencyMethod
 from salkit.methods.masker import MaskerMethod
@@ -81,17 +80,6 @@ def test_seed_id_and_label_each_change_the_draws(reference_classifier, reference
     torch.testing.assert_close(other_id[0], base[0], atol=1e-4, rtol=0)  # a pass of one pair instead of two rounds differently
     for other in (other_id, explain(seed=1), explain(labels=(1, 2))):
         assert not torch.equal(other[1], base[1])
-
-
-@pytest.mark.parametrize("infill", ["gray", "random_image", "blur"])
-def test_masks_find_the_quadrant_whatever_fills_the_rest(quadrant, images, infill):
-    inputs, target = torch.zeros_like(images), torch.zeros(5, dtype=torch.int64)
-    inputs[..., 8:16, 8:16] = 4.0  # at the quadrant's corner, so that blurring carries it out
-    method = LearnedMask(**FAST | {"infill": infill, "n_steps": 30, "l1": 1e-6})
-    masks = method.attribute(quadrant, inputs, target, distractors=torch.zeros_like(images) - 1)
-    assert (masks[:, 8:16, 8:16].mean((1, 2)) > masks[:, 16:, 16:].mean((1, 2)) + 0.1).all()
-    right, wrong = (auc(insertion_curve(quadrant, inputs, target, sign * masks, n_steps=16)) for sign in (1, -1))
-    assert (right > wrong + 0.05).all(), "a map of the wrong polarity would come out the other way"
 
 
 def test_the_explained_image_is_never_its_own_distractor(quadrant, images):
