@@ -433,26 +433,18 @@ def test_bordered_variation_by_hand():
 
 
 def test_dabkowski_gal_embedding_loss_by_hand(colours):
-    masker = masker_of("dabkowski_gal", colours)
+    masker, asked = masker_of("dabkowski_gal", colours), []
+    activation = masker.activation
+    masker.embedding.weight.data *= 20
+    masker.activation = lambda top, row: asked.append(row) or activation(top, row)
     inputs, labels = patches(400, torch.Generator().manual_seed(0))
-    masker.embedding.weight.data.zero_()
-
-    def loss():
-        return masker.loss("embedding", colours, inputs, labels, torch.Generator().manual_seed(3)).item()
-
-    assert loss() == pytest.approx(math.log(2), rel=1e-6)
-    # The same embedding for all classes: e does not depend on the selector, so the loss is linear in the share of false ones.
-    masker.embedding.weight.data.fill_(2.0)
-    e = 2.0 * colours.features(inputs, TAPS)[1][1].sum(1).mean((1, 2)).double()
-    always = [F.cross_entropy(torch.stack([-e, e], 1) / 2, torch.full((400,), k)).item() for k in (0, 1)]
-    share = (loss() - always[1]) / (always[0] - always[1])
-    assert abs(share - 0.5) < 0.125, "5 deviations of a share of 400"
-    # An embedding that knows the classes makes it small; its contrary makes it large.
-    know = 200 * torch.eye(3) - 100
-    masker.embedding.weight.data.copy_(know)
-    good = loss()
-    masker.embedding.weight.data.copy_(-know)
-    assert good < 0.3 < 3 < loss()
+    found = masker.loss("embedding", colours, inputs, labels, torch.Generator().manual_seed(3)).item()
+    false = asked[0] != labels
+    assert abs(false.float().mean() - 0.5) < 0.125, "5 deviations of a share of 400"
+    assert set(asked[0][labels == 0].tolist()) == {0, 1, 2}
+    weights = masker.embedding.weight[asked[0]][:, :, None, None]
+    e = (colours.features(inputs, TAPS)[1][1] * weights).sum(1).mean((1, 2))
+    assert found == pytest.approx(F.cross_entropy(torch.stack([-e, e], 1) / 2, (~false).long()).item(), rel=1e-5)
 
 
 class Tapped(nn.Module):
