@@ -134,9 +134,8 @@ def test_igos_direction_is_the_slope_of_the_loss_and_the_released_one_halves_the
     method = IGOSpp(mask_size=3, n_path=4, noise=0.0, sigma=1.0, gradient=gradient, internal_batch_size=7)
     whole, regular = (finite_differences(lambda m, f=f: by_pair(f, pairs, m), masks) for f in (method._loss, method._regulariser))
     assert (whole - regular).abs().max() > 1e-3, "else there is nothing to halve"
-    torch.testing.assert_close(
-        by_pair(method._direction, pairs, masks).squeeze(1), regular + share * (whole - regular), atol=1e-8, rtol=1e-6
-    )
+    found = by_pair(method._direction, pairs, masks).squeeze(1)
+    torch.testing.assert_close(found, regular + share * (whole - regular), atol=1e-8, rtol=1e-6)
     assert IGOSpp().gradient == "released"
 
 
@@ -198,33 +197,24 @@ def test_igos_line_search_finds_each_pairs_own_step(smooth, small):
             scores = igos_scores_by_loop(smooth, small[i], pairs[i].blurred[0], target[i], m, n_path, silence)
             return scores.item() + igos_regulariser_by_hand(small[i], m, 0.1, 1.0, 1.0)
 
-        alpha, before = 10.0, loss(masks[i])
-        for _ in range(50):
-            tried = (masks[i] - alpha * direction[i]).clamp(0, 1)
-            if loss(tried) <= before - 1e-4 * alpha * direction[i].square().sum().item():
-                break
+        def tried(alpha, i=i):
+            return (masks[i] - alpha * direction[i]).clamp(0, 1)
+
+        alpha, least = 10.0, 1e-4 * direction[i].square().sum().item()
+        while alpha >= 1e-5 and loss(tried(alpha)) > loss(masks[i]) - alpha * least:
             alpha *= 0.2
-            if alpha < 1e-5:
-                break
         steps.append(alpha)
-        torch.testing.assert_close(found[i], (masks[i] - alpha * direction[i]).clamp(0, 1), atol=1e-6, rtol=0)
+        torch.testing.assert_close(found[i], tried(alpha), atol=1e-6, rtol=0)
     assert steps[0] > steps[1] > 1e-5 > steps[2], "a search with one step for all would pass unnoticed"
 
 
 # --- Fong and Vedaldi -----------------------------------------------------------------------------------------------------------------
 
 
-def fong_vedaldi_objective(classifier, shown, hidden, target, masks, sigma):
-    """Class probability of the composite under masks enlarged by repetition and blurred with deviation `sigma` (none for 0)."""
-    block = shown.shape[-1] // masks.shape[-1]
-    values = []
-    for x, b, a, m in zip(shown, hidden, target, masks[:, 0], strict=True):
-        full = m.repeat_interleave(block, 0).repeat_interleave(block, 1).numpy()
-        if sigma:
-            full = ndimage.gaussian_filter(full, sigma, mode="mirror", radius=int(3 * sigma + 0.5))
-        full = torch.from_numpy(full)
-        values.append(probability(classifier, x * full + b * (1 - full), a))
-    return torch.stack(values)
+def enlarged(masks):
+    """Masks of 4 x 4 enlarged by repetition to 8 x 8, and blurred."""
+    doubled = (np.kron(m, np.ones((2, 2))) for m in masks[:, 0].numpy())
+    return torch.from_numpy(np.stack([ndimage.gaussian_filter(m, 1.25, mode="mirror", radius=4) for m in doubled]))[:, None]
 
 
 @pytest.mark.parametrize("regulariser", ["sums", "means"])
@@ -234,20 +224,18 @@ def test_fong_vedaldi_slope_is_that_of_the_objective(smooth, small, regulariser)
     method = FongVedaldi(regulariser=regulariser, blur_radius=35.0, l1=0.3, tv=0.4, gradient="consistent")
 
     def objective(m):
-        return fong_vedaldi_objective(smooth, small, hidden, target, m, 1.25) + method.penalty(m)
+        composites = small * enlarged(m) + hidden * (1 - enlarged(m))
+        return torch.stack([probability(smooth, *pair) for pair in zip(composites, target, strict=True)]) + method.penalty(m)
 
-    # The kernel's taps are float32.
-    torch.testing.assert_close(
-        method.slope(smooth, small, hidden, target, masks), finite_differences(objective, masks), atol=1e-6, rtol=1e-5
-    )
+    slope = method.slope(smooth, small, hidden, target, masks)
+    torch.testing.assert_close(slope, finite_differences(objective, masks), atol=1e-6, rtol=1e-5)  # the kernel's taps are float32
 
 
 def test_fong_vedaldi_released_slope_takes_the_blur_for_the_identity(smooth, small):
     target, masks, hidden = torch.tensor([0, 1, 2]), interior(3, 1, 4, 4), small.flip(-1)
     method = FongVedaldi(blur_radius=35.0)
     assert method.gradient == "released"
-    blurred = np.stack([ndimage.gaussian_filter(np.kron(m, np.ones((2, 2))), 1.25, mode="mirror", radius=4) for m in masks[:, 0].numpy()])
-    full = torch.from_numpy(blurred)[:, None].requires_grad_()
+    full = enlarged(masks).requires_grad_()
     prob = smooth.logits(small * full + hidden * (1 - full)).softmax(1)[torch.arange(3), target].sum()
     (by_pixel,) = torch.autograd.grad(prob, [full])
     # The source sums over each block of pixels.
@@ -286,17 +274,12 @@ def test_fong_vedaldi_crops_are_the_windows_asked_for():
     assert torch.equal(windows, torch.stack([images[0, :, 0:5, 3:9], images[1, :, 2:7, 1:7]]))
 
 
-def test_fong_vedaldi_shifts_image_and_blurred_image_together(images):
-    seen = []
-
-    class Spy(nn.Module):
-        def forward(self, inputs):
-            seen.append(inputs.detach().clone())
-            return inputs.mean((2, 3))
-
+def test_fong_vedaldi_shifts_image_and_blurred_image_together(mean_pixel):
+    classifier, seen = Classifier(mean_pixel.net, labels=[0, 1, 2]), []
+    classifier.net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
     # A ramp, blurred or not, is the same ramp away from the border: whatever the mask, a composite of two equal windows is one.
     ramp = torch.arange(32.0).expand(1, 3, 32, 32).clone()
-    FongVedaldi(n_steps=30, internal_batch_size=1).attribute(Classifier(Spy(), labels=[0, 1, 2]), ramp, torch.tensor([0]))
+    FongVedaldi(n_steps=30, internal_batch_size=1).attribute(classifier, ramp, torch.tensor([0]))
     rows = torch.stack([s[0, 0, 16, 10:22] for s in seen])
     enlarged = F.interpolate(ramp, (36, 36), mode="bilinear", align_corners=False)[0, 0, 16]
     offsets = [min(range(4), key=lambda o: (row - enlarged[10 + o : 22 + o]).abs().max().item()) for row in rows]
@@ -304,7 +287,7 @@ def test_fong_vedaldi_shifts_image_and_blurred_image_together(images):
     assert all((row - enlarged[10 + o : 22 + o]).abs().max() < 1e-4 for row, o in zip(rows, offsets, strict=True))
     assert set(offsets) == {0, 1, 2, 3}
     seen.clear()
-    FongVedaldi(n_steps=2, jitter=1, internal_batch_size=1).attribute(Classifier(Spy(), labels=[0, 1, 2]), ramp, torch.tensor([0]))
+    FongVedaldi(n_steps=2, jitter=1, internal_batch_size=1).attribute(classifier, ramp, torch.tensor([0]))
     torch.testing.assert_close(seen[0][0, 0, 16, 10:22], ramp[0, 0, 16, 10:22], atol=1e-4, rtol=0)
 
 
