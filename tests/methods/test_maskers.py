@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
@@ -27,34 +28,16 @@ TAPS = ("fine", "coarse")
 KINDS = ("dabkowski_gal", "phang", "phang-conditional")
 
 
-class Window(nn.Module):
-    """Keeps the upper left quadrant of a feature map."""
-
-    def forward(self, features):
-        height, width = (side // 2 for side in features.shape[-2:])
-        return F.pad(features[..., :height, :width], (0, width, 0, height))
-
-
-class ColourNet(nn.Module):
-    """Three classes: the colour of the upper left quadrant; the features of its two stages are the colours at 16 and at 8 pixels."""
-
-    def __init__(self):
-        super().__init__()
-        colours = [nn.Conv2d(3, 3, 2, stride=2, bias=False) for _ in range(2)]
-        for conv in colours:
-            conv.weight.data.copy_(torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 2, 2) / 4)
-        self.fine = nn.Sequential(colours[0], nn.ReLU())
-        self.coarse = nn.Sequential(colours[1], Window(), nn.ReLU())
-        self.last = nn.Linear(3, 3, bias=False)
-        self.last.weight.data.copy_(40 * torch.eye(3))
-
-    def forward(self, inputs):
-        return self.last(self.coarse(self.fine(inputs)).mean((2, 3)))
-
-
 @pytest.fixture
 def colours():
-    return Classifier(ColourNet())
+    """Three classes: the colour of the upper left quadrant; the features of its two stages are the colours at 16 and at 8 pixels."""
+    convs, last = [nn.Conv2d(3, 3, 2, stride=2, bias=False) for _ in range(2)], nn.Linear(3, 3, bias=False)
+    for conv in convs:
+        conv.weight.data.copy_(torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 2, 2) / 4)
+    last.weight.data.copy_(40 * torch.eye(3))
+    window = nn.ZeroPad2d((0, -4, 0, -4)), nn.ZeroPad2d((0, 4, 0, 4))  # keeps the quadrant only
+    stages = {"fine": nn.Sequential(convs[0], nn.ReLU()), "coarse": nn.Sequential(convs[1], *window, nn.ReLU())}
+    return Classifier(nn.Sequential(OrderedDict(stages | {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "last": last})))
 
 
 def patches(n, generator):
@@ -379,7 +362,7 @@ def test_which_maps_differ_from_label_to_label(colours, kind):
     assert getattr(method, "depends_on_label", True) == (kind != "phang")
     assert method.cost().per == ("image" if kind == "phang" else "pair")
     # Targets count in the label list; a masker goes by class.
-    reordered = Classifier(ColourNet(), labels=[2, 0])
+    reordered = Classifier(colours.net, labels=[2, 0])
     torch.testing.assert_close(method.attribute(reordered, inputs[:2], torch.tensor([0, 1])), maps[[2, 0]], atol=1e-5, rtol=0)
 
 
