@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from salkit.methods import get_method
+from salkit.methods.masker_training import MaskerRecipe, make_masker
 from salkit.models import Classifier
 
 # Small nets gain nothing from a second thread, and two that wait for each other on a busy core lose much. `make test-portable` sets two.
@@ -64,3 +66,41 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def with_statistics():
+    """Gives a net's batch norms numbers as after training."""
+
+    def change(net: nn.Module) -> nn.Module:
+        torch.manual_seed(1)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.running_mean, module.weight.data, module.bias.data):
+                    tensor.normal_()
+                module.running_var.uniform_(0.5, 2)
+        return net.eval()
+
+    return change
+
+
+QUICK = {
+    "learned_mask": {"scale": 2, "n_steps": 3, "n_distractors": 2, "lr": 0.3},
+    "igos_pp": {"n_steps": 1, "n_path": 3},
+    "fong_vedaldi": {"n_steps": 2, "start": "circle"},
+    "rise": {"n_masks": 70},
+    "smooth_grad": {"n_samples": 3},
+    "integrated_gradients": {"n_steps": 3},
+}
+
+
+@pytest.fixture(scope="session")
+def quick():
+    """Methods by name that take no time on a small net; untrained maskers read its two `taps`, Grad-CAM the last of them."""
+
+    def make(name, classifier, taps):
+        if name in ("dabkowski_gal", "phang"):
+            return get_method(name, masker=make_masker(classifier, taps, MaskerRecipe(name, widths=(4,)), side=32))
+        return get_method(name, **{"layer": taps[-1]} if name == "grad_cam" else QUICK.get(name, {}))
+
+    return make

@@ -12,18 +12,7 @@ from torch import nn
 
 from salkit import METHODS, LearnedMask, evaluate, get_method, insertion_curve, load_classifier, load_images
 from salkit.evaluation.results import open_results
-from salkit.methods.masker_training import MaskerRecipe, make_masker
 from salkit.models import Classifier
-
-SIZES = {
-    "learned_mask": {"scale": 2, "n_steps": 3, "n_distractors": 2, "lr": 0.3},
-    "igos_pp": {"n_steps": 1, "n_path": 3},
-    "fong_vedaldi": {"n_steps": 2, "start": "circle"},
-    "rise": {"n_masks": 70},
-    "smooth_grad": {"n_samples": 3},
-    "integrated_gradients": {"n_steps": 3},
-    "grad_cam": {"layer": "depthwise"},
-}
 
 
 class Recording(nn.Module):
@@ -65,13 +54,6 @@ def pairs():
     return images.repeat_interleave(4, 0), torch.arange(12) % 4, [name for name in "abc" for _ in range(4)], pool
 
 
-def small(name, classifier):
-    if name in ("dabkowski_gal", "phang"):
-        torch.manual_seed(0)
-        return get_method(name, masker=make_masker(classifier, ("first", "depthwise"), MaskerRecipe(name, widths=(4,)), 32))
-    return get_method(name, **SIZES.get(name, {}))
-
-
 def explain(method, classifier, pairs, rows, threads=1):
     inputs, target, ids, pool = pairs
     classifier.net.calls.clear()
@@ -84,8 +66,8 @@ def explain(method, classifier, pairs, rows, threads=1):
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_an_images_pairs_go_through_the_same_passes_whatever_is_beside_them(recording, pairs, name):
-    method = small(name, recording)
+def test_an_images_pairs_go_through_the_same_passes_whatever_is_beside_them(recording, pairs, quick, name):
+    method = quick(name, recording, ("first", "depthwise"))
     everything, _ = explain(method, recording, pairs, list(range(12)))
     whole, calls = explain(method, recording, pairs, list(range(12)), threads=2)
     assert torch.equal(everything, whole), "threads"
@@ -112,18 +94,11 @@ def test_curves_of_a_pair_are_the_same_beside_others(recording, pairs):
     assert torch.equal(torch.cat(apart), whole)
 
 
-@pytest.fixture(scope="module")
-def learned():
-    return {
-        "s=2": LearnedMask(scale=2, n_steps=4, n_distractors=2, lr=0.3),
-        "s=1": LearnedMask(scale=1, n_steps=4, n_distractors=2, lr=0.3),
-    }
-
-
-def test_a_run_on_two_images_is_the_first_two_of_a_run_on_three_and_what_attribute_gives(learned, tmp_path, two_threads):
+def test_a_run_on_two_images_is_the_first_two_of_a_run_on_three_and_what_attribute_gives(tmp_path, two_threads):
     classifier, images = load_classifier("cifar10-resnet20"), load_images("cifar10-samples")
     settings = {"distractors": images, "n_steps": 12, "keep_curves": True, "keep_heatmaps": True, "show_progress": False}
-    methods = learned | {"rise": get_method("rise", n_masks=30)}
+    small = {"n_steps": 4, "n_distractors": 2, "lr": 0.3}
+    methods = {"s=2": LearnedMask(scale=2, **small), "s=1": LearnedMask(scale=1, **small), "rise": get_method("rise", n_masks=30)}
     three = evaluate(classifier, images.subset([0, 1, 2]), methods, store=tmp_path / "three", **settings)
     torch.set_num_threads(1)
     two = evaluate(classifier, images.subset([0, 1]), methods, **settings)

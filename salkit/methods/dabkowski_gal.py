@@ -112,13 +112,7 @@ class DabkowskiGalNet(Masker):
         ]
 
     def loss(
-        self,
-        phase: str,
-        classifier: Classifier,
-        inputs: Tensor,
-        labels: Tensor,
-        generator: torch.Generator,
-        area: float = 1.0,
+        self, phase: str, classifier: Classifier, inputs: Tensor, labels: Tensor, generator: torch.Generator, area: float = 1.0
     ) -> Tensor:
         """The released code's objective: `D + 8 A + 0.005 S + 0.3 P`.
 
@@ -141,7 +135,7 @@ class DabkowskiGalNet(Masker):
             exists = self.activation(top, self.row(selector.tolist(), inputs.device)).mean((1, 2))
             return F.binary_cross_entropy_with_logits(exists, (~false).float())
         masks = self.masks(classifier, inputs, selector)
-        noisy = inputs + 0.03 * UNIT * _noise(inputs.shape, generator).to(inputs)
+        noisy = inputs + 0.03 * UNIT * torch.randn(inputs.shape, generator=generator).to(inputs)
         preserved, destroyed = (masking.composite(noisy, kept, _alternative(noisy, generator)) for kept in (masks, 1 - masks))
         z_preserved, z_destroyed = classifier.fast(inputs).logits(torch.cat([preserved, destroyed])).split(n)
         p = torch.where(false, _margin(z_preserved, labels, 1, -1), _margin(z_preserved, labels, 1, 1))
@@ -180,13 +174,9 @@ def _alternative(inputs: Tensor, generator: torch.Generator) -> Tensor:
     # 55 taps and sigma 11 at 224 pixels; outside the image there is gray.
     blurred = masking.gaussian_blur(inputs, max(1, round(27 * side / 224)), side * 11 / 224, "constant")
     colour = (torch.rand(n, 3, 1, 1, generator=generator) * 2 - 1) * 0.33 * UNIT
-    noise = (0.11 * UNIT * _noise(inputs.shape, generator) + colour).to(inputs)
+    noise = (0.11 * UNIT * torch.randn(inputs.shape, generator=generator) + colour).to(inputs)
     blurs = (torch.rand(n, 1, 1, 1, generator=generator) < 0.5).to(inputs.device)
     return torch.where(blurs, blurred, noise).detach()
-
-
-def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.randn(tuple(shape), generator=generator)
 
 
 def _margin(logits: Tensor, labels: Tensor, margin: float, sign: int) -> Tensor:

@@ -84,13 +84,7 @@ class Masker(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no training")
 
     def loss(
-        self,
-        phase: str,
-        classifier: Classifier,
-        inputs: Tensor,
-        labels: Tensor,
-        generator: torch.Generator,
-        area: float = 1.0,
+        self, phase: str, classifier: Classifier, inputs: Tensor, labels: Tensor, generator: torch.Generator, area: float = 1.0
     ) -> Tensor:
         """The training loss of a batch: `inputs (N, 3, H, W)`, class indices `labels (N,)`, a generator on the CPU for random draws.
 

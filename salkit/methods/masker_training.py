@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -17,7 +17,7 @@ from salkit.checks import check_choice, check_integer, check_settings, is_intege
 from salkit.data.files import PREPROCESSING, ImageFiles
 from salkit.data.images import ImageSet
 from salkit.methods.dabkowski_gal import DabkowskiGalNet
-from salkit.methods.masker import Masker
+from salkit.methods.masker import Masker, Phase
 from salkit.methods.phang import PhangNet
 from salkit.models.classifier import Classifier
 from salkit.models.training import ResumableTraining
@@ -69,15 +69,6 @@ class MaskerRecipe:
         check_integer("seed", self.seed)
         for width in self.widths:
             check_integer("widths", width, 1)
-
-
-class Stage(NamedTuple):
-    """A phase of training at the sizes of a recipe."""
-
-    phase: str
-    batch_size: int
-    n_steps: int
-    decay_every: int
 
 
 def make_masker(classifier: Classifier, taps: Sequence[str], recipe: MaskerRecipe, side: int = 224) -> Masker:
@@ -151,39 +142,37 @@ def train_masker(
         raise ValueError("train: expected at least one image, all of them labelled")
     training, device = ResumableTraining(masker, recipe, state_path), next(masker.parameters()).device
 
-    def train_stage(stage: Stage, parameters: list[nn.Parameter], seen: int) -> None:
+    def train_stage(stage: Phase, seen: int) -> None:
         """Train one phase, after `seen` images of those before it."""
-        adam = torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+        adam = torch.optim.Adam(stage.parameters, recipe.lr, weight_decay=recipe.weight_decay)
         schedule = torch.optim.lr_scheduler.StepLR(adam, stage.decay_every)
-        first = min(training.finished(stage.phase) * recipe.eval_every, stage.n_steps)
-        loader = DataLoader(Batches(train, stage, recipe, range(first, stage.n_steps)), batch_size=None, num_workers=n_workers)
-        bar = progress_bar(loader, show_progress, desc=f"{recipe.kind}, {stage.phase}", total=stage.n_steps, initial=first)
+        first = min(training.finished(stage.name) * recipe.eval_every, stage.n_steps)
+        loader = DataLoader(Batches(train, stage.batch_size, recipe, range(first, stage.n_steps)), batch_size=None, num_workers=n_workers)
+        bar = progress_bar(loader, show_progress, desc=f"{recipe.kind}, {stage.name}", total=stage.n_steps, initial=first)
         steps = enumerate(bar, first + 1)
 
         def loss(step: int, batch: tuple[Tensor, Tensor]) -> Tensor:
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + seen + step)
             area = min(1.0, step / (recipe.area_ramp * stage.n_steps)) if recipe.area_ramp else 1.0
-            return masker.loss(stage.phase, classifier, batch[0].to(device), batch[1].to(device), generator, area)
+            return masker.loss(stage.name, classifier, batch[0].to(device), batch[1].to(device), generator, area)
 
         def row(number: int, mean_loss: float) -> dict[str, Any]:
             step = min((number + 1) * recipe.eval_every, stage.n_steps)
             images = seen + step * stage.batch_size
-            return {"phase": stage.phase, "step": step, "images": images, "loss": mean_loss} | measure(masker, classifier, val)
+            return {"phase": stage.name, "step": step, "images": images, "loss": mean_loss} | measure(masker, classifier, val)
 
-        def batches(number: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-            return islice(steps, recipe.eval_every)
-
-        n_rounds = -(-stage.n_steps // recipe.eval_every)
-        training.run(adam, schedule, n_rounds, batches, loss, row, phase=stage.phase, clip=recipe.clip)
+        every = recipe.eval_every
+        rounds = -(-stage.n_steps // every)
+        training.run(adam, schedule, rounds, lambda _: islice(steps, every), loss, row, phase=stage.name, clip=recipe.clip)
 
     seen = 0
-    for stage, phase in zip(stages(masker, recipe), masker.phases(), strict=True):
-        train_stage(stage, phase.parameters, seen)
+    for stage in stages(masker, recipe):
+        train_stage(stage, seen)
         seen += stage.n_steps * stage.batch_size
     return training.log
 
 
-def stages(masker: Masker, recipe: MaskerRecipe) -> list[Stage]:
+def stages(masker: Masker, recipe: MaskerRecipe) -> list[Phase]:
     """The phases at the sizes of a recipe. The learning rate decays after the same share of the steps as in the source.
 
     Raises:
@@ -197,7 +186,7 @@ def stages(masker: Masker, recipe: MaskerRecipe) -> list[Stage]:
     for p, n_images in zip(phases, images, strict=True):
         batch = recipe.batch_size or p.batch_size
         n_steps = max(1, n_images // batch)
-        chosen.append(Stage(p.name, batch, n_steps, max(1, p.decay_every * n_steps // p.n_steps)))
+        chosen.append(Phase(p.name, p.parameters, batch, n_steps, max(1, p.decay_every * n_steps // p.n_steps)))
     return chosen
 
 
@@ -228,31 +217,29 @@ def measure(masker: Masker, classifier: Classifier, images: ImageSet, batch_size
 class Batches(Dataset[tuple[Tensor, Tensor]]):
     """Batches of random resized crops and flips. The batch of a step depends on nothing but the recipe and the step."""
 
-    def __init__(self, files: ImageFiles, stage: Stage, recipe: MaskerRecipe, steps: range) -> None:
+    def __init__(self, files: ImageFiles, batch_size: int, recipe: MaskerRecipe, steps: range) -> None:
         pre = PREPROCESSING[files.preprocessing]
         # Least area of a crop in the sources: Dabkowski and Gal 0.3 of the image, Phang et al. torchvision's default.
         least = 0.3 if recipe.kind == "dabkowski_gal" else 0.08
         crop = transforms.RandomResizedCrop(recipe.size or pre.size, scale=(least, 1.0), antialias=True)
         flip = transforms.RandomHorizontalFlip()
         self.transform = transforms.Compose([crop, flip, transforms.ToTensor(), transforms.Normalize(pre.mean, pre.std)])
-        self.files, self.stage, self.recipe, self.steps = files, stage, recipe, steps
+        self.files, self.batch_size, self.seed, self.steps = files, batch_size, recipe.seed * 1_000_003, steps
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """The batch of a step: images `(n, 3, H, W)` and class indices `(n,)`. Every epoch is a permutation of the images."""
-        n, total = self.stage.batch_size, len(self.files.ids)
+        n, total = self.batch_size, len(self.files.ids)
         places = range(self.steps[index] * n, (self.steps[index] + 1) * n)
-        orders = {e: self._order(e) for e in {p // total for p in places}}
+        epochs = {p // total for p in places}
+        orders = {e: torch.randperm(total, generator=torch.Generator().manual_seed(self.seed + e)) for e in epochs}
         chosen = [int(orders[p // total][p % total]) for p in places]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.recipe.seed * 1_000_003 + places[0])
+            torch.manual_seed(self.seed + places[0])
             images = torch.stack([self.transform(self.files.open(i)) for i in chosen])
         return images, torch.tensor([self.files.labels[i] for i in chosen])
-
-    def _order(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.files.ids), generator=torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch))
 
 
 def taps_of(name: str) -> tuple[str, ...]:

@@ -125,13 +125,7 @@ class PhangNet(Masker):
         return [Phase("masks", list(self.parameters()), 72, 60 * steps, 20 * steps)]
 
     def loss(
-        self,
-        phase: str,
-        classifier: Classifier,
-        inputs: Tensor,
-        labels: Tensor,
-        generator: torch.Generator,
-        area: float = 1.0,
+        self, phase: str, classifier: Classifier, inputs: Tensor, labels: Tensor, generator: torch.Generator, area: float = 1.0
     ) -> Tensor:
         """The published objective for a fixed classifier; hidden pixels are gray (0).
 

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from salkit.atomic import atomic_write
 from salkit.data.downloads import verify
 
-State = Mapping[str, Tensor]
-
 
 def save_checkpoint(net: nn.Module, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> None:
     """Write a net's weights as safetensors; floating-point tensors are converted to `dtype` if given."""
@@ -61,7 +59,7 @@ def open_checkpoint(path: str | Path) -> Iterator[Any]:
         raise ValueError(f"{path}: expected a safetensors file in one piece, got {_looks_like(path)} ({error})") from error
 
 
-def load_state(net: nn.Module, state: State, source: str | Path) -> None:
+def load_state(net: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Put weights into a net.
 
     Raises:

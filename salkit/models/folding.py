@@ -70,14 +70,11 @@ def fold_batch_norms(net: nn.Module, probe: Tensor, widen: bool = False) -> nn.M
 
 
 def _pad_within(conv: nn.Conv2d, widen: bool) -> None:
-    """Let a convolution of EfficientNet-Lite pad its input by itself; `static_padding` copies it first, a tenth of a forward pass.
-
-    PyTorch's convolutions pad both sides alike: what is too much there meets zeros that the kernel is given at its edges.
-    """
+    """Let a convolution of EfficientNet-Lite pad its input by itself; `static_padding` copies it first, a tenth of a forward pass."""
     pads = getattr(getattr(conv, "static_padding", None), "padding", ())
     possible = isinstance(pads, tuple) and len(pads) == 4 and conv.padding == (0, 0) and conv.dilation == (1, 1)
     if possible and (widen or len(set(pads)) == 1):
-        most = max(pads)
+        most = max(pads)  # PyTorch pads both sides alike: what is too much there meets zeros that the kernel is given at its edges
         weight = F.pad(conv.weight, [most - pad for pad in pads]).contiguous(memory_format=torch.channels_last)
         conv.weight, conv.kernel_size = nn.Parameter(weight, False), (weight.shape[2], weight.shape[3])
         conv.padding, conv.static_padding = (most, most), nn.Identity()

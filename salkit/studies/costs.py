@@ -112,7 +112,7 @@ def _training_passes(study: Study) -> tuple[int, int]:
         for stage in stages(masker, recipe):
             images = stage.batch_size * stage.n_steps
             forward += images
-            forward_backward += 2 * images if stage.phase == "masks" else 0
+            forward_backward += 2 * images if stage.name == "masks" else 0
     return forward, forward_backward
 
 

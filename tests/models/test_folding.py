@@ -6,17 +6,6 @@ from salkit.models import Classifier, load_classifier
 from salkit.models.folding import fold_batch_norms
 
 
-def with_statistics(net):
-    """Batch norms as after training."""
-    torch.manual_seed(1)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.running_mean, module.weight.data, module.bias.data):
-                tensor.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return net.eval()
-
-
 def test_folding_by_hand():
     net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0.0)).eval()
     net[0].weight.data.fill_(3.0)
@@ -28,25 +17,49 @@ def test_folding_by_hand():
     assert isinstance(net[1], nn.BatchNorm2d), "the net itself is left as it was"
 
 
-class Shared(nn.Module):
-    """Something else reads what comes out of a convolution, or the convolution runs twice."""
+class Reads(nn.Module):
+    """Something else reads what comes out of a convolution or goes into an activation, or the convolution runs twice."""
 
-    def __init__(self, twice):
+    def __init__(self, other):
         super().__init__()
-        self.conv, self.norm, self.twice = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), twice
+        self.conv, self.norm, self.relu, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), other
 
     def forward(self, inputs):
         made = self.conv(inputs)
-        other = self.conv(inputs + 1) if self.twice else made
-        return (self.norm(made) + other).mean((2, 3))
+        normed = self.norm(made)
+        active = self.relu(normed)
+        other = self.conv(inputs + 1) if self.other == "twice" else made if self.other == "conv" else -normed
+        return (active + other).mean((2, 3))
 
 
-@pytest.mark.parametrize("twice", [False, True])
-def test_a_net_that_folding_would_change_is_left_as_it_is(images, twice):
-    classifier = Classifier(with_statistics(Shared(twice)))
+@pytest.mark.parametrize("other", ["conv", "twice"])
+def test_a_net_that_folding_would_change_is_left_as_it_is(images, other, with_statistics):
+    classifier = Classifier(with_statistics(Reads(other)))
     fast = classifier.fast(images)
     torch.testing.assert_close(fast(images), classifier(images), rtol=0, atol=0)
     assert isinstance(fast.net.norm, nn.BatchNorm2d)
+
+
+FOLDS = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+ENDS = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+
+
+@pytest.mark.parametrize(
+    ("net", "in_place"),
+    [(nn.Sequential(*FOLDS, nn.ReLU(), *ENDS), True), (nn.Sequential(nn.ReLU(), *FOLDS, *ENDS), False), (Reads("norm"), False)],
+)
+def test_activations_work_in_place_only_where_nothing_changes_by_that(images, net, in_place, with_statistics):
+    classifier = Classifier(with_statistics(net))
+    fast, inputs = classifier.fast(images), images.clone(memory_format=torch.channels_last)
+    (relu,) = (module for module in fast.net.modules() if isinstance(module, nn.ReLU))
+    with torch.no_grad():
+        torch.testing.assert_close(fast(inputs), classifier(images), rtol=0, atol=1e-5)
+        assert relu.inplace == in_place
+    assert torch.equal(inputs, images), "the image itself is never written to"
+    inputs.requires_grad_()
+    gradients = [torch.autograd.grad(c(inputs)[:, 0].sum(), inputs)[0] for c in (fast, classifier)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
+    assert not relu.inplace
 
 
 class Padded(nn.Conv2d):
@@ -70,42 +83,6 @@ def test_paddings_become_the_convolutions_own(pads, stride):
         folded = fold_batch_norms(net, inputs, widen)
         torch.testing.assert_close(folded(inputs), net(inputs), rtol=0, atol=1e-6)
         assert isinstance(folded[0].static_padding, nn.Identity) == (widen or len(set(pads)) == 1)
-
-
-class ReadTwice(nn.Module):
-    """Something else reads what goes into an activation."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()
-
-    def forward(self, inputs):
-        made = self.norm(self.conv(inputs))
-        return (self.relu(made) - made).mean((2, 3))
-
-
-@pytest.mark.parametrize("in_place", [True, False])
-def test_activations_work_in_place_only_where_nothing_changes_by_that(images, in_place):
-    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    classifier = Classifier(with_statistics(net if in_place else ReadTwice()))
-    fast = classifier.fast(images)
-    (relu,) = (module for module in fast.net.modules() if isinstance(module, nn.ReLU))
-    with torch.no_grad():
-        torch.testing.assert_close(fast(images), classifier(images), rtol=0, atol=1e-5)
-        assert relu.inplace == in_place
-    inputs = images.clone().requires_grad_()
-    gradients = [torch.autograd.grad(c(inputs)[:, 0].sum(), inputs)[0] for c in (fast, classifier)]
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
-    assert not relu.inplace
-
-
-def test_the_image_itself_is_never_written_to(images):
-    net = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    fast = Classifier(with_statistics(net)).fast(images)
-    inputs = images.clone(memory_format=torch.channels_last)
-    with torch.no_grad():
-        fast(inputs)
-    assert torch.equal(inputs, images)
 
 
 @pytest.mark.parametrize(("net", "side"), [("cifar10-resnet20", 32), ("efficientnet-lite0", 224), ("cifar10-resnet164", 32)])

@@ -13,6 +13,8 @@ from salkit.models import passes as passes_module
 from salkit.models.passes import Stopped, cut, in_parallel, pass_by_pass, pass_size, smaller_when_out_of_memory, stop_if_told
 
 CPU = torch.device("cpu")
+CPU_IS_FULL = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+FULL = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(CPU_IS_FULL), MemoryError()]
 
 
 @pytest.fixture(autouse=True)
@@ -20,14 +22,6 @@ def fresh(monkeypatch):
     """A process that has not run out of memory yet."""
     for name, value in {"cap": None, "last": 1, "said": False}.items():
         monkeypatch.setattr(passes_module._Limit, name, value)
-
-
-def cuda_is_full():
-    return torch.OutOfMemoryError("CUDA out of memory")
-
-
-def cpu_is_full():
-    return RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
 
 class Narrow(nn.Module):
@@ -43,11 +37,11 @@ class Narrow(nn.Module):
     def forward(self, inputs):
         self.sizes.append(len(inputs))
         if len(inputs) > self.most:
-            raise self.error()
+            raise self.error
         return self.net(inputs)
 
 
-def explain(most, error=cuda_is_full, name="learned_mask", **settings):
+def explain(most, error=FULL[0], name="learned_mask", **settings):
     torch.manual_seed(0)
     classifier = Classifier(Narrow(most, error), labels=[0, 1, 2])
     inputs = torch.randn(1, 3, 8, 8).expand(8, 3, 8, 8)  # all labels of one image, so that a pass has many
@@ -55,7 +49,7 @@ def explain(most, error=cuda_is_full, name="learned_mask", **settings):
     return get_method(name, **settings).attribute(classifier, inputs, torch.arange(8) % 3, distractors=pool)
 
 
-@pytest.mark.parametrize("error", [cuda_is_full, cpu_is_full, MemoryError])
+@pytest.mark.parametrize("error", FULL)
 @pytest.mark.parametrize(
     ("name", "settings"), [("learned_mask", {"n_steps": 3, "n_distractors": 1}), ("rise", {"n_masks": 20}), ("gradient_x_input", {})]
 )
@@ -77,11 +71,8 @@ def test_a_single_image_that_does_not_fit_is_an_error():
 
 
 def test_other_errors_pass():
-    def wrong():
-        return RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
     with pytest.raises(RuntimeError, match="shapes"):
-        explain(3, wrong)
+        explain(3, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert passes_module._Limit.cap is None
 
 

@@ -20,7 +20,8 @@ def stripes(n, seed):
 
 def small_net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))  # fmt: skip  # noqa: E501
+    features = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()
+    return nn.Sequential(*features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
 
 
 RECIPE = Recipe(epochs=3, batch_size=16, lr=0.1, padding=1)
@@ -38,20 +39,15 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):
     whole, resumed = small_net(), small_net()
     sets, val = [(stripes(64, 0), 1), (stripes(32, 2), 2)], stripes(32, 1)
     log = train_classifier(whole, sets, val, RECIPE, show_progress=False)
-
-    class Stop(Exception):
-        pass
-
-    calls = []
+    state, calls = tmp_path / "run.state", []
 
     def stop_in_the_second_epoch(module, inputs):
         calls.append(1)
         if len(calls) == 14:
-            raise Stop
+            raise KeyboardInterrupt
 
-    state = tmp_path / "run.state"
     hook = resumed.register_forward_pre_hook(stop_in_the_second_epoch)
-    with pytest.raises(Stop):
+    with pytest.raises(KeyboardInterrupt):
         train_classifier(resumed, sets, val, RECIPE, state_path=state, show_progress=False)
     hook.remove()
     again = train_classifier(resumed, sets, val, RECIPE, state_path=state, show_progress=False)
@@ -66,9 +62,6 @@ def test_a_state_that_cannot_be_gone_on_from_is_named(tmp_path):
         train_classifier(nn.Linear(1, 1), train, stripes(8, 1), RECIPE, state_path=state, show_progress=False)
     with pytest.raises(ValueError, match=rf"recipe: expected Recipe\(epochs=3.*, as in the .* training in {state}, got .*epochs=4"):
         train_classifier(small_net(), train, stripes(8, 1), replace(RECIPE, epochs=4), state_path=state, show_progress=False)
-    state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"state_path: .* damaged or another file; delete it to train from the start"):
-        train_classifier(small_net(), train, stripes(8, 1), RECIPE, state_path=state, show_progress=False)
 
 
 def test_batches_shift_and_flip_but_change_nothing_else():
@@ -86,6 +79,6 @@ def test_batches_shift_and_flip_but_change_nothing_else():
 
 def test_unlabelled_images_are_refused():
     images = stripes(4, 0)
-    unlabelled = ImageSet(images.images, images.labels - 2, images.ids, images.class_names, images.mean, images.std)
+    unlabelled = replace(images, labels=images.labels - 2)
     with pytest.raises(ValueError, match="sets: expected at least one set of images, all of them labelled"):
         train_classifier(small_net(), [(unlabelled, 1)], images, RECIPE)
