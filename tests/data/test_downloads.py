@@ -198,7 +198,6 @@ def test_a_file_is_hashed_once_and_again_when_it_changed(server, get, path, monk
     assert server.asked == [None, None]
 
 
-GIVEN = {"title": "Net", "hint": "Or paint."}
 PLACE = rf"get http://127.*/file and copy it \({SHA256}\) to \S+/in/net.bin\. Or paint\.$"
 
 
@@ -206,7 +205,7 @@ PLACE = rf"get http://127.*/file and copy it \({SHA256}\) to \S+/in/net.bin\. Or
     ("fields", "change", "asked", "message"),
     [
         ({"content": LOGIN}, {}, 1, rf"^http.*/file: expected {SHA256}, got {checksum_of(LOGIN)} \(25 bytes\); nothing of it was kept"),
-        ({"status": 404}, GIVEN, 1, rf"^Net STATE and .*404 .*HTTP_PROXY names no proxy\)\. On.* {PLACE}"),
+        ({"status": 404}, {"title": "Net", "hint": "Or paint."}, 1, rf"^Net STATE .*404 .*HTTP_PROXY names no proxy\)\. On.* {PLACE}"),
         ({"status": 404}, {"zipped": True}, 1, r"copy the file net.bin in it \(sha256"),
         ({}, {"download": False}, 0, r"^net.bin STATE and .* \(downloading is switched off\)"),
         ({}, {"url": "http://127.0.0.1:1/file"}, 0, "STATE and .*refused.*HTTP_PROXY names no proxy"),
@@ -398,7 +397,9 @@ def test_the_binary_cifar10_by_hand(server, cifar10):
 
 def test_cifar10_unpacked_wrong_or_as_pickles(cifar10, tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"CIFAR-10 is not in .*copy it .* are pickles, and loading a pickle runs what is in it"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"CIFAR-10 is not in {tmp_path} .*copy it .* are pickles, and loading a pickle runs what is in it"
+    ):
         cifar10(download=False)
     cifar10()
     batch = tmp_path / "cifar-10-batches-bin" / "test_batch.bin"
@@ -420,6 +421,8 @@ def test_imagenette_from_its_archive_or_as_torchvision_left_it(server, tmp_path,
     server.content = tar_of({f"imagenette2/{part}/n03888257/a.JPEG": file.getvalue() for part in ("train", "val")})
     monkeypatch.setattr(image_files, "IMAGENETTE_URL", server.url)
     monkeypatch.setattr(image_files, "IMAGENETTE_CHECKSUM", checksum_of(server.content, "md5"))
+    with pytest.raises(FileNotFoundError, match=rf"Imagenette is not in {tmp_path}/a .*copy .* packaged samples .* need no network"):
+        load_images("imagenette", root=tmp_path / "a", download=False)
     found = load_images("imagenette", root=tmp_path / "a")
     assert found.labels.tolist() == [701]
     assert found.ids == ("n03888257/a.JPEG",)

@@ -198,12 +198,6 @@ def test_distractors_of_samples_are_the_samples():
     assert load_distractors("cifar10-samples").ids == load_images("cifar10-samples").ids
 
 
-@pytest.mark.parametrize("name", ["cifar10", "imagenette"])
-def test_a_missing_download_says_what_to_put_where(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=f"is not in {tmp_path} .*copy"):
-        load_images(name, root=tmp_path, download=False)
-
-
 def test_an_image_set_may_be_empty_and_of_float64():
     images = load_images("cifar10-samples", n=2)
     fields = (images.labels, images.ids, images.class_names, images.mean, images.std)
