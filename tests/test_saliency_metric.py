@@ -120,9 +120,11 @@ def test_crops_are_what_interpolate_makes_of_the_piece_alone(height, width):
 def test_the_metric_by_hand(mean_pixel):
     inputs, heatmaps = square(0, 2.0)
     p = math.exp(2) / (math.exp(2) + 2)  # the crop is red all over: channel means 2, 0, 0
-    metric = saliency_metric(mean_pixel, inputs.expand(2, 3, 8, 8), torch.tensor([0, 1]), heatmaps.expand(2, 8, 8))
+    # Another label, and another image with the same box, are not mixed up with the first pair.
+    three = torch.cat([inputs, inputs, square(2, 2.0)[0]])
+    metric = saliency_metric(mean_pixel, three, torch.tensor([0, 1, 0]), heatmaps.expand(3, 8, 8))
     # Float32 logarithms.
-    assert metric.tolist() == pytest.approx([math.log(0.25) - math.log(prob) for prob in (p, (1 - p) / 2)], abs=1e-5)
+    assert metric.tolist() == pytest.approx([math.log(0.25) - math.log(prob) for prob in (p, (1 - p) / 2, (1 - p) / 2)], abs=1e-5)
     # At alpha 0 the whole image counts: area 1, channel means 2 / 4, 0, 0.
     whole = saliency_metric(mean_pixel, inputs, torch.tensor([0]), heatmaps, 0.0)
     assert whole.item() == pytest.approx(-math.log(math.exp(0.5) / (math.exp(0.5) + 2)), abs=1e-5)
@@ -204,17 +206,6 @@ def test_equal_boxes_of_a_pair_are_evaluated_once():
     Counting.sizes.clear()
     choose_alpha(classifier, inputs, target, heatmaps)
     assert sum(Counting.sizes) == distinct
-
-
-def test_boxes_of_two_pairs_are_never_mixed_up(mean_pixel):
-    # The same box in both images, of which only the first holds the label's colour: not one evaluation for both.
-    inputs = torch.zeros(2, 3, 8, 8)
-    inputs[0, 0], inputs[1, 2] = 3.0, 3.0
-    heatmaps = torch.zeros(2, 8, 8)
-    heatmaps[:, 2:6, 2:6] = 1.0
-    p = math.exp(3) / (math.exp(3) + 2)
-    metric = saliency_metric(mean_pixel, inputs, torch.tensor([0, 0]), heatmaps)
-    assert metric.tolist() == pytest.approx([math.log(0.25) - math.log(p), math.log(0.25) - math.log((1 - p) / 2)], abs=1e-5)
 
 
 def test_batches_change_nothing_but_the_size_of_a_pass():
