@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+Names = Sequence[str]
+
 
 def is_integer(value: object, least: int = 0) -> bool:
     """Whether it is an integer (Python's or NumPy's) and at least `least`. True and 1.0 are not integers."""
@@ -55,13 +57,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_settings(
-    settings: object,
-    *,
-    counts: Sequence[str] = (),
-    weights: Sequence[str] = (),
-    rates: Sequence[str] = (),
-    shares: Sequence[str] = (),
-    flags: Sequence[str] = (),
+    settings: object, *, counts: Names = (), weights: Names = (), rates: Names = (), shares: Names = (), flags: Names = ()
 ) -> None:
     """Check the range of a dataclass's fields. None is accepted where it is the default.
 
@@ -86,8 +82,7 @@ def check_settings(
     for names, fits, expected in kinds:
         for name in names:
             value = getattr(settings, name)
-            default = getattr(type(settings), name, ...)
-            if not (value is None and default is None) and not fits(value):
+            if not fits(value) and not (value is None and getattr(type(settings), name, ...) is None):
                 raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,7 @@ class Interval:
     n: int
 
     def __str__(self) -> str:
-        if not self.n:
-            return "no image counts"
-        return f"{short(self.mean)} [{short(self.low)}, {short(self.high)}]"
+        return f"{short(self.mean)} [{short(self.low)}, {short(self.high)}]" if self.n else "no image counts"
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,10 @@ def bootstrap_interval(values: Any, confidence: float = 0.95, n_resamples: int =
         raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
     n_resamples, seed = check_integer("n_resamples", n_resamples, 1), check_integer("seed", seed)
     if len(array) < 2:
-        return Interval(float(array.mean()) if len(array) else float("nan"), float("nan"), float("nan"), len(array))
-    result = stats.bootstrap(
-        (array,), np.mean, confidence_level=confidence, n_resamples=n_resamples, method="percentile", rng=np.random.default_rng(seed)
-    )
-    return Interval(float(array.mean()), float(result.confidence_interval.low), float(result.confidence_interval.high), len(array))
+        return Interval(float(array.mean()) if len(array) else np.nan, np.nan, np.nan, len(array))
+    settings = {"confidence_level": confidence, "n_resamples": n_resamples, "method": "percentile", "rng": np.random.default_rng(seed)}
+    ends = stats.bootstrap((array,), np.mean, **settings).confidence_interval
+    return Interval(float(array.mean()), float(ends.low), float(ends.high), len(array))
 
 
 def paired_comparison(a: Any, b: Any, confidence: float = 0.95, n_resamples: int = 10_000, seed: int = 0) -> Comparison:
@@ -91,18 +88,11 @@ def paired_comparison(a: Any, b: Any, confidence: float = 0.95, n_resamples: int
         raise ValueError(f"b: expected the shape of a, {a.shape}, got {b.shape}")
     difference = _finite("a", a - b)
     interval = bootstrap_interval(difference, confidence, n_resamples, seed)
-    p_value = float("nan")
+    p_value = np.nan
     if len(difference) >= 2:
-        test = stats.permutation_test(
-            (difference,),
-            np.mean,
-            permutation_type="samples",
-            n_resamples=n_resamples,
-            vectorized=True,
-            rng=np.random.default_rng(seed),
-        )
-        p_value = float(test.pvalue)
-    return Comparison(interval.mean, interval.low, interval.high, interval.n, p_value)
+        settings = {"permutation_type": "samples", "n_resamples": n_resamples, "vectorized": True, "rng": np.random.default_rng(seed)}
+        p_value = float(stats.permutation_test((difference,), np.mean, **settings).pvalue)
+    return Comparison(**asdict(interval), p_value=p_value)
 
 
 def short(value: float) -> str:

@@ -34,11 +34,6 @@ def test_total_variation_by_hand_skips_last_row_and_column_as_anchors():
     assert masking.total_variation(mask).item() == 4.0
 
 
-def test_total_variation_gradient_against_finite_differences():
-    mask = torch.rand(2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    assert torch.autograd.gradcheck(masking.total_variation, mask)
-
-
 def test_total_variation_of_the_reference_masks(reference):
     for which in ("best", "second"):
         # The fixture's README: within 0.5 %, since its own values came from the masks before they were rounded.
@@ -52,49 +47,17 @@ def test_upsample_is_bilinear_without_aligned_corners():
     assert masking.upsample(low, 1) is low
 
 
-def test_blur_keeps_a_constant_image_and_smooths_an_edge():
-    constant = torch.full((1, 3, 16, 16), 0.7)
-    torch.testing.assert_close(masking.blur(constant), constant)
-    edge = torch.zeros(1, 3, 16, 16)
-    edge[..., 8:] = 1.0
-    rows = masking.blur(edge, sigma=2.0)[0, 0, 0]
-    assert (rows.diff() >= -1e-6).all()
-    assert 0.4 < rows[7].item() < 0.5 < rows[8].item() < 0.6
-
-
-def test_rise_blur_is_nearly_a_box_of_eleven_pixels():
-    impulse = torch.zeros(1, 3, 31, 31)
-    impulse[0, 1, 15, 15] = 1.0
-    weights = masking.rise_blur(impulse)
-    assert not weights[0, [0, 2]].any(), "channels are not mixed"
-    kernel = weights[0, 1, 10:21, 10:21]
-    # Measured on RISE's code: all weights within 7 % of 1 / 121. A Gaussian of deviation 5, cut off, would vary from 1 in the
-    # middle to exp(-1) in the corners.
-    assert (kernel * 121 - 1).abs().max().item() < 0.07
-    assert (kernel * 121 - 1).abs().max().item() > 0.03
-    assert kernel.sum().item() == pytest.approx(1, abs=1e-6)
-    assert weights.sum().item() == pytest.approx(1, abs=1e-6), "nothing beyond 11 x 11"
-    assert kernel[5, 5] == kernel.max(), "the peak is in the middle"
-
-
 def test_rise_blur_against_scipy_with_zeros_around_the_image():
     inputs = np.random.default_rng(0).normal(size=(2, 3, 17, 23)).astype(np.float32)
     impulse = np.zeros((11, 11))
     impulse[5, 5] = 1.0
     # SciPy's "reflect" repeats the pixel at the border; it is also its default, which RISE leaves.
     kernel = ndimage.gaussian_filter(impulse, 5, mode="reflect", truncate=4.0)
+    # Measured on RISE's code: all weights within 7 % of 1 / 121. A Gaussian of deviation 5, cut off, would vary much more.
+    assert 0.03 < abs(kernel * 121 - 1).max() < 0.07
     expected = [[ndimage.correlate(channel, kernel, mode="constant", cval=0.0) for channel in image.astype(float)] for image in inputs]
     # Float32 sums of 121 products.
     np.testing.assert_allclose(masking.rise_blur(torch.from_numpy(inputs)), expected, atol=1e-5)
-
-
-def test_rise_blur_keeps_constant_colours_inside_and_fades_to_gray_at_the_border():
-    colours = torch.tensor([0.7, -1.3, 2.0])
-    blurred = masking.rise_blur(colours.view(1, 3, 1, 1).expand(1, 3, 32, 32))
-    torch.testing.assert_close(blurred[0, :, 5:-5, 5:-5], colours.view(3, 1, 1).expand(3, 22, 22), atol=1e-5, rtol=0)
-    # 6 of 11 rows of a symmetric kernel lie inside: one half and half of the middle row, in a box 6 / 11.
-    assert (blurred[0, :, 0, 16] / colours).tolist() == pytest.approx([6 / 11] * 3, abs=0.01)
-    assert (blurred[0, :, 0, 0] / colours).tolist() == pytest.approx([36 / 121] * 3, abs=0.01)
 
 
 @given(st.integers(0, 10_000), st.integers(0, 3))
@@ -135,8 +98,6 @@ def test_image_ids_are_given_or_hashed_from_the_pixels(images):
     ids = image_ids(images)
     assert len(set(ids)) == 5
     assert image_ids(images.flip(0)) == ids[::-1]
-    with pytest.raises(ValueError, match="ids: expected one id a pair, 5, got 2"):
-        image_ids(images, ["a", "b"])
 
 
 @pytest.mark.parametrize("padding", ["reflect", "constant"])
@@ -146,3 +107,6 @@ def test_gaussian_blur_is_torchvisions_over_the_whole_square(padding):
     whole = gaussian_blur(F.pad(inputs, (2 * radius,) * 4, mode=padding), [2 * radius + 1] * 2, [sigma] * 2)
     inside = whole[..., 2 * radius : -2 * radius, 2 * radius : -2 * radius]
     torch.testing.assert_close(masking.gaussian_blur(inputs, radius, sigma, padding), inside)
+    # Ten pixels in 224, cut off at three deviations (20 / 224 * 10 = 0.89, times 3 is 2.7); no radius reaches beyond the image.
+    assert torch.equal(masking.blur(inputs), masking.gaussian_blur(inputs, 3, 200 / 224))
+    assert torch.equal(masking.blur(inputs, 9.0), masking.gaussian_blur(inputs, 19, 9.0))

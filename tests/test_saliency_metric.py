@@ -48,6 +48,13 @@ def drawn_pairs(n, side, seed=0):
     return inputs, torch.from_numpy(rng.integers(0, 3, n)), heatmaps
 
 
+def square(channel, value):
+    """An image that is 0 but for a square of 4 x 4 pixels in one channel, a quarter of it, and the map of that square."""
+    inputs = torch.zeros(1, 3, 8, 8)
+    inputs[0, channel, 2:6, 2:6] = value
+    return inputs, (inputs[:, channel] > 0).float()
+
+
 class Counting(nn.Module):
     """Channel means; keeps the batch sizes that it saw, in a list that copies of the net share."""
 
@@ -58,37 +65,10 @@ class Counting(nn.Module):
         return inputs.mean((2, 3))
 
 
-@pytest.mark.parametrize(
-    ("alpha", "box"),
-    [
-        (0.0, [0, 4, 0, 4]),  # every pixel is at or above the lowest
-        (0.05, [1, 3, 1, 3]),
-        (0.25, [1, 3, 1, 3]),  # at the threshold counts
-        (0.3, [1, 2, 1, 3]),
-        (0.5, [1, 2, 1, 3]),
-        (0.51, [1, 2, 1, 2]),
-        (1.0, [1, 2, 1, 2]),  # the highest pixel always counts
-    ],
-)
-def test_threshold_boxes_by_hand(alpha, box):
-    assert boxes(STAIRS[None], alpha).tolist() == [box]
-    # The map is scaled to [0, 1] first, so that neither its unit nor its zero matters; powers of two do not round.
-    assert boxes(STAIRS[None] * 8 - 4, alpha).tolist() == [box]
-
-
-def test_boxes_reach_the_corners_and_span_several_blobs():
-    corners = torch.zeros(2, 5, 7)
-    corners[0, 4, 6] = 1.0
-    corners[1, 0, 2] = corners[1, 3, 5] = 1.0
-    assert boxes(corners).tolist() == [[4, 5, 6, 7], [0, 4, 2, 6]]
-
-
-@pytest.mark.parametrize("value", [-2.0, 0.0, 0.7])
-def test_a_constant_map_points_at_the_whole_image(value):
-    flat = torch.full((1, 5, 7), value)
-    for alpha in (0.0, 0.5, 1.0):
-        assert boxes(flat, alpha).tolist() == [[0, 5, 0, 7]]
-    assert boxes(flat, rule="largest_component").tolist() == [[0, 5, 0, 7]]
+def test_a_constant_map_points_at_the_whole_image():
+    flat = torch.tensor([-2.0, 0.0, 0.7])[:, None, None].expand(3, 5, 7)
+    for alpha, rule in ((0.0, "threshold"), (0.5, "threshold"), (1.0, "threshold"), (0.5, "largest_component")):
+        assert boxes(flat, alpha, rule).tolist() == [[0, 5, 0, 7]] * 3
 
 
 def test_largest_component_of_the_pixels_above_the_mean():
@@ -105,10 +85,16 @@ def test_largest_component_of_the_pixels_above_the_mean():
 
 
 def test_threshold_boxes_against_loops_over_the_pixels():
-    heatmaps = drawn_pairs(12, 9)[2]
+    heatmaps, corners = drawn_pairs(12, 9)[2], torch.zeros(2, 5, 7)
     heatmaps[3] -= 5.0
-    for alpha in ALPHAS:
-        assert boxes(heatmaps, alpha).tolist() == [list(box_by_loops(m, alpha)) for m in heatmaps.numpy()]
+    corners[0, 4, 6] = corners[1, 0, 2] = corners[1, 3, 5] = 1.0
+    # The map is scaled to [0, 1] first, so that neither its unit nor its zero matters; powers of two do not round.
+    for maps in (heatmaps, corners, STAIRS[None], STAIRS[None] * 8 - 4):
+        for alpha in (*ALPHAS, 0.51, 1.0):
+            assert boxes(maps, alpha).tolist() == [list(box_by_loops(m, alpha)) for m in maps.numpy()]
+    assert boxes(corners).tolist() == [[4, 5, 6, 7], [0, 4, 2, 6]], "one pixel in the corner, and several blobs"
+    by_hand = {0.0: [0, 4, 0, 4], 0.25: [1, 3, 1, 3], 0.3: [1, 2, 1, 3], 0.5: [1, 2, 1, 3], 0.51: [1, 2, 1, 2], 1.0: [1, 2, 1, 2]}
+    assert {alpha: boxes(STAIRS[None], alpha)[0].tolist() for alpha in by_hand} == by_hand, "what is at the threshold counts"
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 13), (32, 32)])
@@ -131,23 +117,14 @@ def test_crops_are_what_interpolate_makes_of_the_piece_alone(height, width):
         torch.testing.assert_close(ours, expected, atol=3e-5, rtol=0)
 
 
-def test_a_crop_of_one_pixel_is_that_pixel_and_the_whole_image_stays():
-    inputs = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-    cut = crop(inputs, torch.tensor([[5, 6, 7, 8], [0, 16, 0, 16]]))
-    torch.testing.assert_close(cut[0], inputs[0, :, 5:6, 7:8].expand(3, 16, 16), atol=1e-5, rtol=0)
-    torch.testing.assert_close(cut[1], inputs[1], atol=1e-5, rtol=0)
-
-
 def test_the_metric_by_hand(mean_pixel):
-    # A red square of 4 x 4 pixels, a quarter of the image.
-    inputs = torch.zeros(1, 3, 8, 8)
-    inputs[0, 0, 2:6, 2:6] = 2.0
-    heatmaps = (inputs[:, 0] > 0).float()
+    inputs, heatmaps = square(0, 2.0)
     p = math.exp(2) / (math.exp(2) + 2)  # the crop is red all over: channel means 2, 0, 0
-    for label, prob in ((0, p), (1, (1 - p) / 2)):
-        metric = saliency_metric(mean_pixel, inputs, torch.tensor([label]), heatmaps)
-        # Float32 logarithms.
-        assert metric.item() == pytest.approx(math.log(0.25) - math.log(prob), abs=1e-5)
+    # Another label, and another image with the same box, are not mixed up with the first pair.
+    three = torch.cat([inputs, inputs, square(2, 2.0)[0]])
+    metric = saliency_metric(mean_pixel, three, torch.tensor([0, 1, 0]), heatmaps.expand(3, 8, 8))
+    # Float32 logarithms.
+    assert metric.tolist() == pytest.approx([math.log(0.25) - math.log(prob) for prob in (p, (1 - p) / 2, (1 - p) / 2)], abs=1e-5)
     # At alpha 0 the whole image counts: area 1, channel means 2 / 4, 0, 0.
     whole = saliency_metric(mean_pixel, inputs, torch.tensor([0]), heatmaps, 0.0)
     assert whole.item() == pytest.approx(-math.log(math.exp(0.5) / (math.exp(0.5) + 2)), abs=1e-5)
@@ -188,9 +165,7 @@ def test_the_metric_against_loops(reference_classifier, reference, alpha):
 
 
 def test_phangs_rule_takes_the_box_of_the_largest_region(mean_pixel):
-    inputs = torch.zeros(1, 3, 8, 8)
-    inputs[0, 1, 2:6, 2:6] = 3.0
-    heatmaps = (inputs[:, 1] > 0).float()
+    inputs, heatmaps = square(1, 3.0)
     heatmaps[0, 0, 0] = 5.0
     p = math.exp(3) / (math.exp(3) + 2)
     metric = saliency_metric(mean_pixel, inputs, torch.tensor([1]), heatmaps, rule="largest_component")
@@ -201,34 +176,26 @@ def test_phangs_rule_takes_the_box_of_the_largest_region(mean_pixel):
 def test_the_chosen_threshold_against_loops_over_pairs_and_thresholds(seed):
     classifier = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     inputs, target, heatmaps = drawn_pairs(6, 12, seed)
-    means = []
-    for alpha in [i * 0.05 for i in range(20)] + [0.99]:
-        total = 0.0
-        for image, label, heatmap in zip(inputs, target.tolist(), heatmaps.numpy(), strict=True):
-            total += metric_by_loops(classifier, image, label, box_by_loops(heatmap, alpha))
-        means.append(total / len(inputs))
+    alphas = [i * 0.05 for i in range(20)] + [0.99]
+    assert pytest.approx(alphas) == list(ALPHAS)
+    triples = list(zip(inputs, target.tolist(), heatmaps.numpy(), strict=True))
+    means = [np.mean([metric_by_loops(classifier, x, label, box_by_loops(m, alpha)) for x, label, m in triples]) for alpha in alphas]
     best = int(np.argmin(means))
     # The draw separates the best from every other threshold by more than rounding, unless their boxes are the same.
     assert all(m == means[best] or m > means[best] + 1e-4 for m in means)
-    assert choose_alpha(classifier, inputs, target, heatmaps) == pytest.approx(([i * 0.05 for i in range(20)] + [0.99])[best])
+    assert choose_alpha(classifier, inputs, target, heatmaps) == pytest.approx(alphas[best])
     assert len(set(means)) > 10, "a grid on which all thresholds are alike would test nothing"
 
 
 def test_of_equal_thresholds_the_lowest_is_chosen(mean_pixel):
     # A binary map has the whole image as its box at threshold 0 and one and the same box at all others. Here the box is better:
-    inputs = torch.zeros(1, 3, 8, 8)
-    inputs[0, 0, 2:6, 2:6] = 2.0
-    heatmaps = (inputs[:, 0] > 0).float()
+    inputs, heatmaps = square(0, 2.0)
     assert choose_alpha(mean_pixel, inputs, torch.tensor([0]), heatmaps) == 0.05
     # Red around a green square: the whole image shows label 0 better.
     inputs = torch.stack([8 * (1 - heatmaps), 8 * heatmaps, 0 * heatmaps], 1)
     assert choose_alpha(mean_pixel, inputs, torch.tensor([0]), heatmaps) == 0.0
     # A constant map has one box for all thresholds.
     assert choose_alpha(mean_pixel, torch.zeros(1, 3, 8, 8), torch.tensor([0]), torch.ones(1, 8, 8)) == 0.0
-
-
-def test_the_thresholds_that_are_tried():
-    assert pytest.approx([0.05 * i for i in range(20)] + [0.99]) == list(ALPHAS)
 
 
 def test_equal_boxes_of_a_pair_are_evaluated_once():
@@ -241,28 +208,16 @@ def test_equal_boxes_of_a_pair_are_evaluated_once():
     assert sum(Counting.sizes) == distinct
 
 
-def test_boxes_of_two_pairs_are_never_mixed_up(mean_pixel):
-    # The same box in both images, of which only the first holds the label's colour: not one evaluation for both.
-    inputs = torch.zeros(2, 3, 8, 8)
-    inputs[0, 0], inputs[1, 2] = 3.0, 3.0
-    heatmaps = torch.zeros(2, 8, 8)
-    heatmaps[:, 2:6, 2:6] = 1.0
-    p = math.exp(3) / (math.exp(3) + 2)
-    metric = saliency_metric(mean_pixel, inputs, torch.tensor([0, 0]), heatmaps)
-    assert metric.tolist() == pytest.approx([math.log(0.25) - math.log(p), math.log(0.25) - math.log((1 - p) / 2)], abs=1e-5)
-
-
 def test_batches_change_nothing_but_the_size_of_a_pass():
     inputs, target, heatmaps = drawn_pairs(7, 12)
-    all_at_once = saliency_metric(Classifier(Counting()), inputs, target, heatmaps, 0.4)
+    counting = Classifier(Counting(), labels=[0, 1, 2])
+    all_at_once = saliency_metric(counting, inputs, target, heatmaps, 0.4)
     for size in (1, 2, 3, 7, 100):
-        counting = Classifier(Counting(), labels=[0, 1, 2])
         Counting.sizes.clear()
+        found = saliency_metric(counting, inputs, target, heatmaps, 0.4, internal_batch_size=size)
         # Float32 sums may round differently in batches of another size.
-        torch.testing.assert_close(
-            saliency_metric(counting, inputs, target, heatmaps, 0.4, internal_batch_size=size), all_at_once, atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(found, all_at_once, atol=1e-5, rtol=0)
         assert max(Counting.sizes) <= size
         assert sum(Counting.sizes) == 7
-    one_by_one = [saliency_metric(Classifier(Counting()), inputs[i : i + 1], target[i : i + 1], heatmaps[i : i + 1], 0.4) for i in range(7)]
+    one_by_one = [saliency_metric(counting, inputs[[i]], target[[i]], heatmaps[[i]], 0.4) for i in range(7)]
     torch.testing.assert_close(torch.cat(one_by_one), all_at_once, atol=1e-5, rtol=0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -37,38 +37,21 @@ def test_scores_of_the_released_code(reference):
             torch.testing.assert_close(soundness(area, prob), reference[f"beta_{key}"])
 
 
-@given(unit, unit, eps)
-def test_against_equation_1_computed_in_python(g, f, e):
-    alpha = 1.0 if f == 0 else min(max(g, e) / f, 1.0)
-    beta = 1.0 if g == 0 else min(max(f, e) / g, 1.0)
-    assert completeness(one(g), one(f), e).item() == pytest.approx(alpha, rel=1e-5, abs=1e-30)
-    assert soundness(one(g), one(f), e).item() == pytest.approx(beta, rel=1e-5, abs=1e-30)
-
-
 @given(unit, unit, unit, eps)
-def test_completeness_rises_and_soundness_falls_with_the_area(g, more, f, e):
+@example(0.0, 0.5, 0.0, 0.0)
+@example(0.5, 0.0, 0.0, 0.0)
+@example(0.0, 0.0, 0.5, 0.0)
+@example(0.0, 0.0, 0.5, 0.01)
+def test_against_equation_1_computed_in_python(g, more, f, e):
+    alpha, beta = completeness(one(g), one(f), e), soundness(one(g), one(f), e)
+    assert alpha.item() == pytest.approx(1.0 if f == 0 else min(max(g, e) / f, 1.0), rel=1e-5, abs=1e-30)
+    assert beta.item() == pytest.approx(1.0 if g == 0 else min(max(f, e) / g, 1.0), rel=1e-5, abs=1e-30)
+    assert min(alpha, beta) >= 0
+    assert max(alpha, beta) == 1, "g cannot be both too small and too large"
+    # Completeness rises and soundness falls with the area.
     low, high = sorted((g, more))
     assert completeness(one(low), one(f), e) <= completeness(one(high), one(f), e)
     assert soundness(one(low), one(f), e) >= soundness(one(high), one(f), e)
-
-
-@given(unit, unit, eps)
-def test_scores_stay_in_the_unit_interval_and_one_of_them_is_one(g, f, e):
-    alpha, beta = completeness(one(g), one(f), e).item(), soundness(one(g), one(f), e).item()
-    assert 0 <= alpha <= 1
-    assert 0 <= beta <= 1
-    assert max(alpha, beta) == 1, "g cannot be both too small and too large"
-
-
-def test_limits_at_zero():
-    zero, half = one(0.0), one(0.5)
-    assert completeness(zero, zero, 0.0).item() == 1
-    assert soundness(zero, zero, 0.0).item() == 1
-    assert completeness(half, zero).item() == 1
-    assert soundness(zero, half).item() == 1
-    assert completeness(zero, half, 0.0).item() == 0
-    assert soundness(half, zero, 0.0).item() == 0
-    assert completeness(zero, half, 0.01).item() == pytest.approx(0.02)
 
 
 def test_tensors_and_labelled_arrays_agree():
@@ -87,10 +70,6 @@ def test_worst_case_is_the_minimum_over_labels_then_the_mean_over_images():
     assert worst_per_image(scores).tolist() == [0.5, 0.25]
     both = xr.DataArray(torch.stack([scores, scores / 2]).numpy(), dims=("method", "image", "label"))
     assert worst_case(both).values.tolist() == [0.375, 0.1875]
-    with pytest.raises(ValueError, match="scores: expected shape"):
-        worst_case(torch.zeros(3))
-    with pytest.raises(ValueError, match="scores: expected dims image and label"):
-        worst_case(xr.DataArray([1.0], dims="image"))
 
 
 def test_best_effort_by_hand():
@@ -126,18 +105,6 @@ def test_label_correlation_of_equal_contrary_and_single_maps():
     assert label_correlation(torch.stack([heatmap, heatmap, -heatmap], 1)).tolist() == pytest.approx([-1 / 3])
     # Ties are broken alike in all maps, so that constant maps are the same map.
     assert label_correlation(torch.zeros(2, 3, 6, 8)).tolist() == pytest.approx([1.0, 1.0])
-
-
-@pytest.mark.parametrize("score", [completeness, soundness])
-def test_wrong_values_are_named(score):
-    with pytest.raises(ValueError, match=r"auc: expected values in \[0, 1\], got -0.5"):
-        score(one(-0.5), one(0.5))
-    with pytest.raises(ValueError, match="prob: expected values"):
-        score(one(0.5), one(1.5))
-    with pytest.raises(ValueError, match="auc"):
-        score(one(float("nan")), one(0.5))
-    with pytest.raises(ValueError, match=r"eps: expected a finite number in \[0, 1\], got -0.1"):
-        score(one(0.5), one(0.5), -0.1)
 
 
 def test_protocols_are_the_documented_ones():

@@ -149,7 +149,13 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
 
 def _fetch(url: str, path: Path, part: Path, checksum: str, zipped: bool, title: str | None) -> None:
     resumed = part.exists()
-    _download(url, part, title)
+    for left in reversed(range(TRIES)):
+        try:
+            _transfer(url, part, title)
+            break
+        except BrokenTransfer:  # lost in the middle; what fails before the first byte is a RequestException
+            if not left:
+                raise
     whole = _unzip(part, path.name) if zipped else part
     size, found = whole.stat().st_size, _hash(whole, checksum.partition(":")[0])
     if _fits(found, checksum):
@@ -164,17 +170,8 @@ def _fetch(url: str, path: Path, part: Path, checksum: str, zipped: bool, title:
     _fetch(url, path, part, checksum, zipped, title)
 
 
-def _download(url: str, part: Path, title: str | None) -> None:
-    """Append to `part` what is missing; whether the pieces fit together is left to the checksum."""
-    for left in reversed(range(TRIES)):
-        try:
-            return _transfer(url, part, title)
-        except BrokenTransfer:  # lost in the middle; what fails before the first byte is a RequestException
-            if not left:
-                raise
-
-
 def _transfer(url: str, part: Path, title: str | None) -> None:
+    """Append to `part` what is missing; whether the pieces fit together is left to the checksum."""
     have = part.stat().st_size if part.exists() else 0
     # "identity", and raw bytes below: some servers call a .tgz a gzip-encoded tar, which would be decoded on the way.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})

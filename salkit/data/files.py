@@ -83,12 +83,7 @@ def data_dir() -> Path:
 
 
 def open_images(
-    name: str,
-    *,
-    split: str = "test",
-    root: str | Path | None = None,
-    download: bool = True,
-    preprocessing: str | None = None,
+    name: str, *, split: str = "test", root: str | Path | None = None, download: bool = True, preprocessing: str | None = None
 ) -> ImageFiles:
     """A data set by name, not yet decoded; arguments and errors as in `load_images`.
 
@@ -103,16 +98,12 @@ def open_images(
     known = ("cifar10-samples", "imagenet-samples", "cifar10", "imagenette", "folder:PATH")
     if not isinstance(name, str) or not (name in known[:4] or name.startswith("folder:")):
         raise ValueError(f"name: expected one of {known}, got {name!r}")
-    downloads = Path(root) if root is not None else data_dir() / "downloads"
     if name.startswith("folder:"):
-        index = _folder(Path(name.removeprefix("folder:")), preprocessing or "imagenet")
-    elif name in ("cifar10-samples", "imagenet-samples"):
-        index = _packaged(name.removesuffix("-samples"))
-    elif name == "cifar10":
-        index = _cifar10(downloads, split, download)
-    else:
-        index = _imagenette(downloads, split, download)
-    return index
+        return _folder(Path(name.removeprefix("folder:")), preprocessing or "imagenet")
+    if name.endswith("-samples"):
+        return _packaged(name.removesuffix("-samples"))
+    downloads = Path(root) if root is not None else data_dir() / "downloads"
+    return (_cifar10 if name == "cifar10" else _imagenette)(downloads, split, download)
 
 
 @cache
@@ -128,7 +119,6 @@ def _packaged(prefix: str) -> ImageFiles:
         raise FileNotFoundError("the packaged samples are files of the package foolbox 3.3.4, which is not installed")
     folder = Path(spec.submodule_search_locations[0]) / "data"
     paths = sorted(p for p in folder.iterdir() if re.match(rf"{prefix}_\d+_\d+\.", p.name))
-
     classes = CIFAR10_CLASSES if prefix == "cifar10" else imagenet_classes()
     labels = [int(p.stem.split("_")[2]) for p in paths]
     return ImageFiles([p.stem for p in paths], labels, lambda i: _open(paths[i]), classes, prefix)
@@ -186,11 +176,9 @@ def _folder(folder: Path, preprocessing: str) -> ImageFiles:
     if not paths:
         raise FileNotFoundError(f"folder: expected images ({' '.join(IMAGE_SUFFIXES)}), got none under {folder}")
     ids = [p.relative_to(folder).as_posix() for p in paths]
-    owner = [i.split("/")[0] if "/" in i else None for i in ids]
-    names = sorted({o for o in owner if o is not None})
-    class_names, index = _number_classes(names)
-
-    return ImageFiles(ids, [-1 if o is None else index[o] for o in owner], lambda i: _open(paths[i]), class_names, preprocessing)
+    owners = [i.split("/")[0] if "/" in i else "" for i in ids]
+    class_names, index = _number_classes(sorted(set(owners) - {""}))
+    return ImageFiles(ids, [index.get(o, -1) for o in owners], lambda i: _open(paths[i]), class_names, preprocessing)
 
 
 def _open(path: Path) -> Image.Image:
@@ -231,9 +219,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _number_classes(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names and each folder's index: CIFAR-10's or ImageNet's if all folders have their names, else in alphabetical order."""
-    imagenet = {name: i for i, name in enumerate(imagenet_classes())} | IMAGENETTE_WNIDS
-    cifar = {name: i for i, name in enumerate(CIFAR10_CLASSES)}
-    for known, class_names in ((cifar, CIFAR10_CLASSES), (imagenet, imagenet_classes())):
+    for class_names, more in ((CIFAR10_CLASSES, {}), (imagenet_classes(), IMAGENETTE_WNIDS)):
+        known = {name: i for i, name in enumerate(class_names)} | more
         if names and set(names) <= known.keys():
-            return class_names, {name: known[name] for name in names}
+            return class_names, known
     return tuple(names), {name: i for i, name in enumerate(names)}

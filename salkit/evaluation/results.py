@@ -22,9 +22,10 @@ def find_protocol(protocol: Protocol | str) -> Protocol:
     Raises:
         ValueError: unknown name.
     """
-    if not isinstance(protocol, Protocol) and (not isinstance(protocol, str) or protocol not in PROTOCOLS):
+    found = PROTOCOLS.get(protocol) if isinstance(protocol, str) else protocol
+    if not isinstance(found, Protocol):
         raise ValueError(f"protocol: expected a Protocol or one of {sorted(PROTOCOLS)}, got {protocol!r}")
-    return PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+    return found
 
 
 def open_results(store: str | Path | Store, name: str = "evaluation") -> xr.Dataset:
@@ -52,11 +53,7 @@ def open_results(store: str | Path | Store, name: str = "evaluation") -> xr.Data
 
 
 PHASES = ("maps", "curves", "crops")
-
-
 GAMES = ("insertion", "deletion")
-
-
 DIMS = {
     "insertion_auc": ("image", "label"),
     "deletion_auc": ("image", "label"),
@@ -80,14 +77,13 @@ def assemble(store: Store, run: Mapping[str, Any], partly: bool = False) -> xr.D
     found: dict[str, list[Tensor | None]] = {name: [] for name in DIMS}
     missing = []
     for m in run["methods"]:
-        for name in ("maps", "curves", "crops"):
+        for name in PHASES:
             if m[name] and (left := sum(b - a for a, b in store.missing(store.experiment(m[name])))):
                 missing.append(f"{m['method']}: {name} {store.experiment(m[name]).rows - left} of {store.experiment(m[name]).rows}")
         arrays, there = store.read_partly(m["curves"], 0, n)
         measured = _measure({name: torch.from_numpy(a) for name, a in arrays.items()}, best, k, rules.auc_rule, blur) if there.any() else {}
         if m["crops"]:
-            crops = {name: torch.from_numpy(a) for name, a in store.read_partly(m["crops"], 0, n)[0].items()}
-            if crops:
+            if crops := {name: torch.from_numpy(a) for name, a in store.read_partly(m["crops"], 0, n)[0].items()}:
                 measured["saliency_metric"] = torch.stack([crops["threshold"][:, 0], crops["largest_component"]], 1)
             measured["alpha"] = torch.tensor(m["alpha"])
         for name in DIMS:
@@ -145,6 +141,5 @@ def rescore(result: xr.Dataset, protocol: Protocol | str) -> xr.Dataset:
     """
     rules = find_protocol(protocol)
     g, f = xr.broadcast(result.insertion_auc, result.prob)
-    thresholds = {"eps_completeness": rules.eps_completeness, "eps_soundness": rules.eps_soundness}
     scored = result.assign(completeness=completeness(g, f, rules.eps_completeness), soundness=soundness(g, f, rules.eps_soundness))
-    return scored.assign_attrs(thresholds)
+    return scored.assign_attrs(eps_completeness=rules.eps_completeness, eps_soundness=rules.eps_soundness)

@@ -1,9 +1,10 @@
+"""Downloads, archives and what is made of them: every fault of servers, files and other processes that was found."""
+
 import hashlib
 import io
 import os
 import re
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -19,32 +20,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
+from torchvision.datasets import Imagenette
 
 from salkit.data import downloads, load_images
 from salkit.data import files as image_files
 from salkit.data.downloads import fetch, unpack, verify
 from salkit.models import checkpoints, zoo
 
-CONTENT = np.random.default_rng(0).bytes(600_000)
-SHA256 = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+
+def checksum_of(content, algorithm="sha256"):
+    return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+
+
+CONTENT, LOGIN, OWN = np.random.default_rng(0).bytes(600_000), b"<html>log in first</html>", b"the user's"
+SHA256 = checksum_of(CONTENT)
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` on 127.0.0.1, misbehaves as its fields say and keeps what it was asked for and how many bytes it sent."""
+    """Serves `content` on 127.0.0.1, misbehaves as its fields say and keeps what it was asked for and how many bytes it sent."""
 
     daemon_threads = True
+    content, ranges, status, encoding, pause_after = CONTENT, True, 200, None, None
+    drop_after = ()  # a number a request: bytes after which the connection is lost
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.ranges, self.status, self.encoding = {"/file": CONTENT}, True, 200, None
-        self.drop_after = []  # a number a request: bytes after which the connection is lost
-        self.pause_after, self.go_on = None, threading.Event()
-        self.asked, self.served = [], []
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/file"
+        self.url = f"http://127.0.0.1:{self.server_port}/file"
+        self.asked, self.served, self.go_on = [], [], threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -62,19 +66,17 @@ class Handler(BaseHTTPRequestHandler):
         s.asked.append(wanted)
         if s.status != 200:
             return self.send_error(s.status)
-        body = s.files[self.path]
+        size = len(s.content)
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and s.ranges else 0
-        if start and start >= len(body):
+        if start and start >= size:
             return self.send_error(416)
         self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        if s.encoding:
-            self.send_header("Content-Encoding", s.encoding)
-        self.send_header("Content-Length", str(len(body) - start))
+        headers = {"Content-Range": start and f"bytes {start}-{size - 1}/{size}", "Content-Encoding": s.encoding}
+        for name, value in (headers | {"Content-Length": str(size - start)}).items():
+            if value:
+                self.send_header(name, value)
         self.end_headers()
-        stop = start + s.drop_after.pop(0) if s.drop_after else len(body)
-        sent = body[start:stop]
+        sent = s.content[start:][: s.drop_after.pop(0) if s.drop_after else size]
         s.served.append(len(sent))  # before the last byte, after which the client may already look
         try:
             if s.pause_after:
@@ -88,39 +90,89 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    with Server() as server:
-        thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.01))
-        thread.start()
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    with Server() as server, ThreadPoolExecutor(1) as pool:
+        pool.submit(server.serve_forever, 0.01)
         yield server
         server.go_on.set()
         server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
-def get(server, tmp_path):
-    return partial(fetch, server.url, tmp_path / "in" / "net.bin", checksum=SHA256, show_progress=False)
+def path(tmp_path):
+    return tmp_path / "in" / "net.bin"
+
+
+@pytest.fixture
+def get(server, path):
+    return lambda url=server.url, **change: fetch(url, path, **{"checksum": SHA256, "show_progress": False} | change)
 
 
 def names(folder):
-    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock") if folder.exists() else []
+
+
+def zip_of(members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
 
 
 # fetch
 
 
-def test_a_download_is_whole_and_happens_once(server, get):
-    path = get()
+@pytest.mark.parametrize(
+    ("fields", "left", "served"),
+    [
+        ({}, None, [600_000]),
+        ({"ranges": False, "drop_after": [300_000]}, None, [300_000, 600_000]),
+        ({"encoding": "gzip"}, None, [600_000]),  # which is not undone
+        ({}, CONTENT[:1000], [599_000]),
+        ({}, b"x" * 1000, [599_000, 600_000]),  # of another file
+        ({}, CONTENT + b"more", [600_000]),
+        ({}, CONTENT, []),
+        ({}, b"", [600_000]),
+    ],
+)
+def test_whatever_the_server_does_and_an_earlier_run_left_the_file_is_right(server, get, path, fields, left, served):
+    vars(server).update(fields)
+    if left is not None:
+        path.parent.mkdir()
+        path.with_name("net.bin.part").write_bytes(left)
+    assert get() == get() == path
     assert path.read_bytes() == CONTENT
     assert names(path.parent) == ["net.bin"]
-    assert get() == path
-    assert server.asked == [None]
+    assert server.asked[0] == (f"bytes={len(left)}-" if left else None)
+    assert server.served == served, "only what is missing, and nothing the second time"
 
 
-@pytest.mark.parametrize("checksum", [SHA256[:15], f"md5:{hashlib.md5(CONTENT).hexdigest()}", f"sha1:{hashlib.sha1(CONTENT).hexdigest()}"])
+def test_a_lost_connection_is_taken_up_in_the_same_call(server, get):
+    server.drop_after = [250_000, 100_000]
+    assert get().read_bytes() == CONTENT
+    assert len(server.asked) == 3
+    # What is lost with the connection is less than the 64 KiB that are read at once.
+    assert sum(server.served) < len(CONTENT) + 2 * 65536
+
+
+def test_an_interrupted_download_is_taken_up_by_the_next_call_with_only_the_rest(server, get, path):
+    server.drop_after = [300_000, 1, 1]
+    part = path.with_name("net.bin.part")
+    with pytest.raises(FileNotFoundError, match=r"could not be fetched .* bytes are kept in net.bin.part: the next try goes on"):
+        get()
+    assert names(path.parent) == ["net.bin.part"]
+    have = part.stat().st_size
+    assert CONTENT.startswith(part.read_bytes())
+    assert have > 200_000
+    assert get().read_bytes() == CONTENT
+    assert server.asked[-1] == f"bytes={have}-"
+    assert server.served[3:] == [len(CONTENT) - have]
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("checksum", [SHA256[:15], checksum_of(CONTENT, "md5"), checksum_of(CONTENT, "sha1")])
 def test_every_kind_of_checksum(get, checksum):
     assert get(checksum=checksum).read_bytes() == CONTENT
     algorithm, digits = checksum.split(":")
@@ -136,111 +188,55 @@ def test_a_checksum_that_is_none_is_refused_before_anything_is_asked(server, get
     assert server.asked == []
 
 
-def test_a_file_is_hashed_once_and_again_when_it_changed(server, get, monkeypatch):
-    path, hashed, original = get(), [], hashlib.file_digest
+def test_a_file_is_hashed_once_and_again_when_it_changed(server, get, path, monkeypatch):
+    hashed, original = [get()], hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda *given: hashed.append(given) or original(*given))
     assert [get(), get(), get()] == [path] * 3
-    assert len(hashed) <= 1
+    assert len(hashed) <= 2
     path.write_bytes(CONTENT[:-1] + b"?")
     assert get().read_bytes() == CONTENT, "a wrong file is never used"
     assert server.asked == [None, None]
 
 
-def test_a_lost_connection_is_taken_up_in_the_same_call(server, get):
-    server.drop_after = [250_000, 100_000]
-    assert get().read_bytes() == CONTENT
-    assert len(server.asked) == 3
-    # What is lost with the connection is less than the 64 KiB that are read at once.
-    assert sum(server.served) < len(CONTENT) + 2 * 65536
-
-
-def test_an_interrupted_download_is_taken_up_by_the_next_call_with_only_the_rest(server, get, tmp_path):
-    server.drop_after = [300_000, 1, 1]
-    part = tmp_path / "in" / "net.bin.part"
-    with pytest.raises(FileNotFoundError, match=r"could not be fetched .* bytes are kept in net.bin.part: the next try goes on"):
-        get()
-    assert names(part.parent) == ["net.bin.part"]
-    have = part.stat().st_size
-    assert CONTENT.startswith(part.read_bytes())
-    assert have > 200_000
-    server.served.clear()
-    assert get().read_bytes() == CONTENT
-    assert server.asked[-1] == f"bytes={have}-"
-    assert server.served == [len(CONTENT) - have]
-    assert not part.exists()
-
-
-def test_servers_without_ranges_or_with_an_encoding(server, get):
-    server.ranges, server.drop_after = False, [300_000]
-    path = get()
-    assert path.read_bytes() == CONTENT, "sent all again"
-    assert server.served == [300_000, len(CONTENT)]
-    path.unlink()
-    server.encoding = "gzip"
-    assert get().read_bytes() == CONTENT, "a content encoding is not undone"
+PLACE = rf"get http://127.*/file and copy it \({SHA256}\) to \S+/in/net.bin\. Or paint\.$"
 
 
 @pytest.mark.parametrize(
-    "part", [CONTENT[:1000], b"x" * 1000, CONTENT + b"more", CONTENT, b""], ids=["right", "of another file", "longer", "whole", "empty"]
+    ("fields", "change", "asked", "message"),
+    [
+        ({"content": LOGIN}, {}, 1, rf"^http.*/file: expected {SHA256}, got {checksum_of(LOGIN)} \(25 bytes\); nothing of it was kept"),
+        ({"status": 404}, {"title": "Net", "hint": "Or paint."}, 1, rf"^Net STATE .*404 .*HTTP_PROXY names no proxy\)\. On.* {PLACE}"),
+        ({"status": 404}, {"zipped": True}, 1, r"copy the file net.bin in it \(sha256"),
+        ({}, {"download": False}, 0, r"^net.bin STATE and .* \(downloading is switched off\)"),
+        ({}, {"url": "http://127.0.0.1:1/file"}, 0, "STATE and .*refused.*HTTP_PROXY names no proxy"),
+        ({"content": zip_of({"other": CONTENT})}, {"zipped": True}, 1, f"expected {SHA256}, got sha256"),
+        ({"content": zip_of({"net.bin": b"short"})}, {"zipped": True}, 1, f"expected {SHA256}, got sha256"),
+        ({"content": CONTENT}, {"zipped": True}, 1, f"expected {SHA256}, got sha256"),
+    ],
 )
-def test_whatever_an_earlier_run_left_the_file_is_right(server, get, tmp_path, part):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "net.bin.part").write_bytes(part)
-    assert get().read_bytes() == CONTENT
-    assert names(tmp_path / "in") == ["net.bin"]
-    if part == CONTENT:
-        assert server.served == []
-
-
-def test_wrong_content_is_named_and_nothing_of_it_kept(server, get, tmp_path):
-    server.files["/file"] = b"<html>log in first</html>"
-    got = hashlib.sha256(server.files["/file"]).hexdigest()
-    with pytest.raises(ValueError, match=rf"{server.url}: expected {SHA256}, got sha256:{got} \(25 bytes\)"):
-        get()
-    assert names(tmp_path / "in") == []
-    (tmp_path / "in" / "net.bin").write_bytes(b"the user's")
-    with pytest.raises(ValueError, match=r"expected sha256"):
-        get()
-    assert (tmp_path / "in" / "net.bin").read_bytes() == b"the user's", "only a right file takes its place"
-
-
-def test_a_missing_page_says_what_to_put_where(server, get, tmp_path):
-    server.status = 404
-    where = rf"get {server.url} and copy it \({SHA256}\) to {tmp_path}/in/net.bin\. Or paint\.$"
-    with pytest.raises(FileNotFoundError, match=rf"^Net is not in {tmp_path}/in .*404 .*HTTP_PROXY names no proxy\)\. On.* {where}"):
-        get(title="Net", hint="Or paint.")
-    assert len(server.asked) == 1, "what fails before the first byte is not tried again"
-
-
-def test_switched_off_nothing_is_asked(server, get, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"net.bin is not in .* \(downloading is switched off\)"):
-        get(download=False)
-    assert not (tmp_path / "in").exists()
-    get().write_bytes(b"other")
-    with pytest.raises(FileNotFoundError, match=rf"is not the right file \(sha256:{hashlib.sha256(b'other').hexdigest()}\)"):
-        get(download=False)
-    assert len(server.asked) == 1
-
-
-def closed_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def test_what_cannot_be_fetched_is_named_and_only_a_right_file_takes_anothers_place(server, get, path, fields, change, asked, message):
+    vars(server).update(fields)
+    error = ValueError if "content" in fields else FileNotFoundError
+    with pytest.raises(error, match=message.replace("STATE", f"is not in {path.parent}")):
+        get(**change)
+    assert path.parent.exists() == change.get("download", True)
+    assert names(path.parent) == [], "nothing wrong is kept"
+    assert len(server.asked) == asked, "what fails before the first byte is not tried again"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(OWN)
+    with pytest.raises(error, match=message.replace("STATE", rf"in {path.parent} is not the right file \({checksum_of(OWN)}\)")):
+        get(**change)
+    assert path.read_bytes() == OWN
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_proxy_that_fails_is_named_without_its_password(server, get, monkeypatch, scheme):
     server.status = 407
-    for port, reason in ((closed_port(), ""), (server.server_port, "407 .*Proxy Authentication Required.*")):
+    for port, reason in ((1, ""), (server.server_port, "407 .*Proxy Authentication Required.*")):
         monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://me:secret@127.0.0.1:{port}")
         with pytest.raises(FileNotFoundError, match=rf"{reason}{scheme.upper()}_PROXY names the proxy 127.0.0.1:{port}\)") as caught:
-            fetch(f"{scheme}://files.invalid/file", *get.args[1:], **get.keywords)
+            get(f"{scheme}://files.invalid/file")
         assert "secret" not in str(caught.value)
-
-
-def test_no_server(get):
-    with pytest.raises(FileNotFoundError, match=r"refused.*HTTP_PROXY names no proxy"):
-        fetch(f"http://127.0.0.1:{closed_port()}/file", *get.args[1:], **get.keywords)
 
 
 def test_a_bar_over_the_bytes_if_wanted(get, capsys):
@@ -250,6 +246,13 @@ def test_a_bar_over_the_bytes_if_wanted(get, capsys):
     assert capsys.readouterr().err == ""
 
 
+def wait_for(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_threads_that_want_the_same_file_get_it_from_one_download(server, get):
     server.pause_after = 200_000
     with ThreadPoolExecutor(4) as pool:
@@ -257,8 +260,7 @@ def test_threads_that_want_the_same_file_get_it_from_one_download(server, get):
         wait_for(lambda: server.asked)
         time.sleep(0.1)  # all of them have seen by now that it is not there
         server.go_on.set()
-        paths = [future.result() for future in running]
-    assert {p.read_bytes() for p in paths} == {CONTENT}
+        assert {future.result().read_bytes() for future in running} == {CONTENT}
     assert len(server.asked) == 1
 
 
@@ -272,16 +274,8 @@ runpy.run_path(sys.argv[1] + "/data/downloads.py")["fetch"](*sys.argv[2:4], chec
     return subprocess.Popen(command, env=os.environ | {"TQDM_DISABLE": "1"}, stderr=subprocess.PIPE)
 
 
-def wait_for(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def test_processes_share_a_download_and_a_killed_one_leaves_only_the_part(server, get, tmp_path):
+def test_processes_share_a_download_and_a_killed_one_leaves_only_the_part(server, path):
     server.pause_after = 200_000
-    path = tmp_path / "in" / "net.bin"
     part = path.with_name("net.bin.part")
     running = [process(server.url, path) for _ in range(2)]
     wait_for(lambda: part.exists() and part.stat().st_size > 100_000)
@@ -302,114 +296,71 @@ def test_processes_share_a_download_and_a_killed_one_leaves_only_the_part(server
     assert server.asked == [None, f"bytes={have}-"]
 
 
-def zip_of(members):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
-def test_a_file_out_of_a_zip(server, get, tmp_path):
-    server.files["/file"] = zip_of({"readme": b"", "net.bin": CONTENT})
-    server.drop_after = [200_000]
+def test_a_file_out_of_a_zip(server, get, path):
+    server.content, server.drop_after = zip_of({"readme": b"", "net.bin": CONTENT}), [200_000]
     assert get(zipped=True).read_bytes() == CONTENT
-    assert names(tmp_path / "in") == ["net.bin"]
-    (tmp_path / "in" / "net.bin").unlink()
-    for other in (zip_of({"other": CONTENT}), zip_of({"net.bin": b"short"}), CONTENT):
-        server.files["/file"] = other
-        with pytest.raises(ValueError, match=f"expected {SHA256}, got sha256"):
-            get(zipped=True)
-        assert names(tmp_path / "in") == []
-    server.status = 404
-    with pytest.raises(FileNotFoundError, match=r"copy the file net.bin in it \(sha256"):
-        get(zipped=True)
+    assert names(path.parent) == ["net.bin"]
 
 
 # unpack
 
 
-def tar_of(path, *members):
-    """Members: (name, bytes), or a TarInfo."""
-    with tarfile.open(path, "w:gz") as archive:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                archive.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                archive.addfile(info, io.BytesIO(member[1]))
-    return path
+def tar_of(members):
+    """Members: name -> bytes, or what to set of the member's TarInfo."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            vars_of = {"size": len(content)} if isinstance(content, bytes) else content
+            for key, value in vars_of.items():
+                setattr(info, key, value)
+            archive.addfile(info, io.BytesIO(content if isinstance(content, bytes) else b""))
+    return file.getvalue()
 
 
-def tar_info(name, kind, link=""):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, link
+@pytest.mark.parametrize("content", [tar_of({"set/train/a": b"A", "set/val/b": b"B"}), zip_of({"train/a": b"A", "val/b": b"B"})])
+def test_unpacked_whole_with_and_without_a_folder_of_its_own(tmp_path, content):
+    (tmp_path / "a").write_bytes(content)
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "old").touch()  # what a killed process left is not mixed in
+    folder = unpack(tmp_path / "a", tmp_path / "out")
+    assert (folder / "train" / "a").read_bytes() == b"A"
+    assert names(folder) == ["train", "val"]
+    assert names(tmp_path) == ["a", "out"]
+    (folder / "val" / "b").unlink()
+    assert names(unpack(tmp_path / "a", folder) / "val") == [], "a folder that is there is left as it is"
+
+
+def zip_link(name):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
     return info
 
 
-def test_unpacked_whole_with_and_without_a_folder_of_its_own(tmp_path):
-    (tmp_path / "b.zip").write_bytes(zip_of({"train/a": b"A", "val/b": b"B"}))
-    for i, archive in enumerate([tar_of(tmp_path / "a.tgz", ("set/train/a", b"A"), ("set/val/b", b"B")), tmp_path / "b.zip"]):
-        folder = unpack(archive, tmp_path / "out" / str(i))
-        assert (folder / "train" / "a").read_bytes() == b"A"
-        assert names(folder) == ["train", "val"]
-    assert names(tmp_path / "out") == ["0", "1"]
-    (folder / "val" / "b").unlink()
-    assert names(unpack(archive, folder) / "val") == [], "a folder that is there is left as it is"
-
-
-def test_what_a_killed_process_left_is_not_mixed_in(tmp_path):
-    (tmp_path / "out.part").mkdir()
-    (tmp_path / "out.part" / "old").touch()
-    assert names(unpack(tar_of(tmp_path / "a.tgz", ("a", b"A"), ("b", b"B")), tmp_path / "out")) == ["a", "b"]
-    assert not (tmp_path / "out.part").exists()
+ELSEWHERE = [
+    *[tar_of({"a": b"A", name: b"E"}) for name in ("../evil", "set/../../evil", "/evil", "C:/evil", "set\\..\\..\\evil")],
+    *[tar_of({"a": b"A", "evil": {"type": tarfile.SYMTYPE, "linkname": link}}) for link in ("/etc/passwd", "a")],
+    tar_of({"a": b"A", "evil": {"type": tarfile.LNKTYPE, "linkname": "../../evil"}}),
+    *[tar_of({"a": b"A", "evil": {"type": kind}}) for kind in (tarfile.CHRTYPE, tarfile.FIFOTYPE)],
+    *[zip_of({"a": b"A", name: b"E"}) for name in ("../evil", "/evil", "C:\\evil", "a/..\\../evil")],
+    zip_of({"a": b"A", zip_link("evil"): b"/etc/passwd"}),
+]
+ZIPPED = zip_of({"a": CONTENT})
+DAMAGED = [tar_of({"a": CONTENT, "b": CONTENT})[:300_000], b"no archive", b"", ZIPPED[:1000] + b"?" + ZIPPED[1001:]]
 
 
 @pytest.mark.parametrize(
-    "member",
-    [
-        ("../evil", b"E"),
-        ("set/../../evil", b"E"),
-        ("/evil", b"E"),
-        ("C:/evil", b"E"),
-        ("set\\..\\..\\evil", b"E"),
-        tar_info("evil", tarfile.SYMTYPE, "/etc/passwd"),
-        tar_info("evil", tarfile.SYMTYPE, "a"),
-        tar_info("evil", tarfile.LNKTYPE, "../../evil"),
-        tar_info("evil", tarfile.CHRTYPE),
-        tar_info("evil", tarfile.FIFOTYPE),
-    ],
+    ("content", "message"),
+    [(content, "files and folders inside it only, got the member '.*evil'; nothing was unpacked") for content in ELSEWHERE]
+    + [(content, "a tar or zip in one piece, got") for content in DAMAGED],
 )
-def test_a_tar_that_would_write_elsewhere_is_refused_whole(tmp_path, member):
+def test_archives_that_are_damaged_or_would_write_elsewhere_are_refused_whole(tmp_path, content, message):
     (tmp_path / "in").mkdir()
-    archive = tar_of(tmp_path / "in" / "a.tgz", ("a", b"A"), member)
-    with pytest.raises(ValueError, match=r"a.tgz: expected files and folders inside it only, got the member '.*evil'"):
-        unpack(archive, tmp_path / "in" / "out")
+    (tmp_path / "in" / "a.tgz").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.tgz: expected {message}"):
+        unpack(tmp_path / "in" / "a.tgz", tmp_path / "in" / "out")
     assert names(tmp_path / "in") == ["a.tgz"]
     assert names(tmp_path) == ["in"]
-
-
-@pytest.mark.parametrize("name", ["../evil", "/evil", "C:\\evil", "a/..\\../evil", "link"])
-def test_a_zip_that_would_write_elsewhere_is_refused_whole(tmp_path, name):
-    info = zipfile.ZipInfo(name)
-    if name == "link":
-        info.external_attr = (stat.S_IFLNK | 0o777) << 16
-    (tmp_path / "a.zip").write_bytes(zip_of({"a": b"A", info: b"/etc/passwd"}))
-    with pytest.raises(ValueError, match=f"a.zip: expected files .* got the member {re.escape(repr(name))}"):
-        unpack(tmp_path / "a.zip", tmp_path / "out")
-    assert names(tmp_path) == ["a.zip"]
-
-
-def test_damaged_archives_are_named(tmp_path):
-    whole = tar_of(tmp_path / "a.tgz", ("a", CONTENT), ("b", CONTENT)).read_bytes()
-    zipped = zip_of({"a": CONTENT})
-    broken = (whole[:300_000], b"no archive", b"", zipped[:1000] + b"?" + zipped[1001:])
-    for content in broken:
-        (tmp_path / "a.tgz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"a.tgz: expected a tar or zip in one piece, got"):
-            unpack(tmp_path / "a.tgz", tmp_path / "out")
-        assert names(tmp_path) == ["a.tgz"]
     with pytest.raises(FileNotFoundError, match=r"archive: expected a tar or zip, got .*missing"):
         unpack(tmp_path / "missing", tmp_path / "out")
 
@@ -426,12 +377,10 @@ def cifar10(server, tmp_path, monkeypatch):
         return bytes([(f + i) % 10]) + planes.astype(np.uint8).tobytes()
 
     files = {f"data_batch_{f}.bin": f for f in range(1, 6)} | {"test_batch.bin": 9}
-    members = [(f"cifar-10-batches-bin/{name}", record(f, 0) + record(f, 1)) for name, f in files.items()]
-    server.files["/file"] = tar_of(tmp_path / "made-up.tgz", *members).read_bytes()
-    monkeypatch.setattr(image_files, "CIFAR10_URL", server.url)
-    monkeypatch.setattr(image_files, "CIFAR10_CHECKSUM", f"sha256:{hashlib.sha256(server.files['/file']).hexdigest()}")
-    monkeypatch.setattr(image_files, "CIFAR10_IMAGES_PER_FILE", 2)
-    return partial(load_images, "cifar10", root=tmp_path / "downloads")
+    server.content = tar_of({f"cifar-10-batches-bin/{name}": record(f, 0) + record(f, 1) for name, f in files.items()})
+    for name, value in {"URL": server.url, "CHECKSUM": checksum_of(server.content), "IMAGES_PER_FILE": 2}.items():
+        monkeypatch.setattr(image_files, f"CIFAR10_{name}", value)
+    return partial(load_images, "cifar10", root=tmp_path)
 
 
 def test_the_binary_cifar10_by_hand(server, cifar10):
@@ -446,14 +395,14 @@ def test_the_binary_cifar10_by_hand(server, cifar10):
     assert len(server.asked) == 1
 
 
-def test_cifar10_unpacked_wrong_or_as_pickles(server, cifar10, tmp_path):
-    folder = tmp_path / "downloads" / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"CIFAR-10 is not in .*copy it .* are pickles, and loading a pickle runs what is in it"):
+def test_cifar10_unpacked_wrong_or_as_pickles(cifar10, tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=rf"CIFAR-10 is not in {tmp_path} .*copy it .* are pickles, and loading a pickle runs what is in it"
+    ):
         cifar10(download=False)
     cifar10()
-    folder = tmp_path / "downloads" / "cifar-10-batches-bin"
-    batch = folder / "test_batch.bin"
+    batch = tmp_path / "cifar-10-batches-bin" / "test_batch.bin"
     whole = batch.read_bytes()
     for wrong in (whole[:-1], whole[:3073], b"", b"\x0a" + whole[1:]):
         batch.write_bytes(wrong)
@@ -465,14 +414,15 @@ def test_cifar10_unpacked_wrong_or_as_pickles(server, cifar10, tmp_path):
 
 
 def test_imagenette_from_its_archive_or_as_torchvision_left_it(server, tmp_path, monkeypatch):
-    from PIL import Image
-
+    url, md5 = Imagenette._ARCHIVES["full"]
+    assert (image_files.IMAGENETTE_URL, image_files.IMAGENETTE_CHECKSUM) == (url, f"md5:{md5}")
     file = io.BytesIO()
     Image.new("RGB", (300, 260), "red").save(file, "jpeg")
-    members = [(f"imagenette2/{part}/n03888257/a.JPEG", file.getvalue()) for part in ("train", "val")]
-    server.files["/file"] = tar_of(tmp_path / "made-up.tgz", *members).read_bytes()
+    server.content = tar_of({f"imagenette2/{part}/n03888257/a.JPEG": file.getvalue() for part in ("train", "val")})
     monkeypatch.setattr(image_files, "IMAGENETTE_URL", server.url)
-    monkeypatch.setattr(image_files, "IMAGENETTE_CHECKSUM", f"md5:{hashlib.md5(server.files['/file']).hexdigest()}")
+    monkeypatch.setattr(image_files, "IMAGENETTE_CHECKSUM", checksum_of(server.content, "md5"))
+    with pytest.raises(FileNotFoundError, match=rf"Imagenette is not in {tmp_path}/a .*copy .* packaged samples .* need no network"):
+        load_images("imagenette", root=tmp_path / "a", download=False)
     found = load_images("imagenette", root=tmp_path / "a")
     assert found.labels.tolist() == [701]
     assert found.ids == ("n03888257/a.JPEG",)
@@ -480,13 +430,6 @@ def test_imagenette_from_its_archive_or_as_torchvision_left_it(server, tmp_path,
     os.rename(tmp_path / "a" / "imagenette2" / "val", tmp_path / "b" / "imagenette2" / "val")
     assert torch.equal(load_images("imagenette", root=tmp_path / "b").images, found.images)
     assert len(server.asked) == 1
-
-
-def test_the_addresses_are_the_sources():
-    from torchvision.datasets import Imagenette
-
-    url, md5 = Imagenette._ARCHIVES["full"]
-    assert (image_files.IMAGENETTE_URL, image_files.IMAGENETTE_CHECKSUM) == (url, f"md5:{md5}")
 
 
 class Runs:
@@ -500,36 +443,34 @@ class Runs:
 
 
 def test_weights_are_opened_after_their_checksum_matched_and_run_no_code(tmp_path):
-    net, trace = nn.Linear(2, 3), tmp_path / "trace"
-    torch.save(net.state_dict(), tmp_path / "net.pth")
-    checksum = f"sha1:{hashlib.sha1((tmp_path / 'net.pth').read_bytes()).hexdigest()}"
-    twin = nn.Linear(2, 3)
-    checkpoints.load_pth(twin, tmp_path / "net.pth", checksum)
+    net, twin, path, trace = nn.Linear(2, 3), nn.Linear(2, 3), tmp_path / "net.pth", tmp_path / "trace"
+    torch.save(net.state_dict(), path)
+    checksum = checksum_of(path.read_bytes(), "sha1")
+    checkpoints.load_pth(twin, path, checksum)
     assert torch.equal(twin.weight, net.weight)
-    torch.save({"weight": Runs(trace)}, tmp_path / "net.pth")
+    torch.save({"weight": Runs(trace)}, path)
     with pytest.raises(ValueError, match=f"expected {checksum}, got sha1:"):
-        checkpoints.load_pth(twin, tmp_path / "net.pth", checksum)
+        checkpoints.load_pth(twin, path, checksum)
     with pytest.raises(Exception, match="Weights only load failed"):
-        checkpoints.load_pth(twin, tmp_path / "net.pth", f"sha1:{hashlib.sha1((tmp_path / 'net.pth').read_bytes()).hexdigest()}")
+        checkpoints.load_pth(twin, path, checksum_of(path.read_bytes(), "sha1"))
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("name", ["cifar10-resnet164", "resnet50"])
-def test_weights_of_the_papers_nets_arrive(server, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "known"), [("cifar10-resnet164", "sha1:74ae9f4bccb7fb6a8f3f603fdabe8d8632c46b2f"), ("resnet50", "sha256:0676ba61")]
+)
+def test_weights_of_the_papers_nets_arrive(server, tmp_path, monkeypatch, name, known):
     """The whole way, with a small net whose checksum is made to match."""
     net, file = nn.Linear(2, 3), io.BytesIO()
-    monkeypatch.setitem(zoo.CLASSIFIERS, name, (lambda: nn.Linear(2, 3), zoo.CLASSIFIERS[name][1]))
     torch.save(net.state_dict(), file)
     content = file.getvalue()
-    server.files["/file"] = zip_of({"resnet164bn_cifar10-0368-74ae9f4b.pth": content}) if "164" in name else content
-    digest = hashlib.sha1 if "164" in name else hashlib.sha256
-    checksums = {"sha1:74ae9f4bccb7fb6a8f3f603fdabe8d8632c46b2f", "sha256:0676ba61"}
-    original_fetch = zoo.fetch
+    server.content = zip_of({"resnet164bn_cifar10-0368-74ae9f4b.pth": content}) if "164" in name else content
 
     def made_up(url, path, *, checksum, **more):
-        assert checksum in checksums
-        return original_fetch(server.url, path, checksum=f"{checksum.split(':')[0]}:{digest(content).hexdigest()}", **more)
+        assert checksum == known
+        return fetch(server.url, path, checksum=checksum_of(content, known.partition(":")[0]), **more)
 
+    monkeypatch.setitem(zoo.CLASSIFIERS, name, (lambda: nn.Linear(2, 3), zoo.CLASSIFIERS[name][1]))
     monkeypatch.setattr(zoo, "data_dir", lambda: tmp_path)
     monkeypatch.setattr(zoo, "fetch", made_up)
     monkeypatch.setattr(checkpoints, "verify", lambda path, checksum: path)

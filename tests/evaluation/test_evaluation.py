@@ -1,5 +1,3 @@
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -32,18 +30,30 @@ class AsIfItDepended:
         return self.method.attribute(classifier, inputs, target, **settings)
 
 
-@pytest.fixture
-def scores(reference_classifier, reference):
-    return evaluate(
-        reference_classifier,
-        reference["images"],
-        METHODS,
-        n_steps=8,
-        deletion="all",
-        keep_curves=True,
-        keep_heatmaps=True,
-        show_progress=False,
-    )
+@pytest.fixture(scope="module")
+def score(reference_classifier, reference):
+    """`evaluate` of the three methods on the reference images, unless others are given."""
+
+    def call(methods=METHODS, images=reference["images"], classifier=reference_classifier, **settings):
+        return evaluate(classifier, images, methods, **{"n_steps": 8, "show_progress": False} | settings)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def scores(score):
+    return score(deletion="all", keep_curves=True, keep_heatmaps=True)
+
+
+@pytest.fixture(scope="module")
+def everything(reference):
+    """Two images with everything on; the other two are held out."""
+    return {"images": reference["images"][:2], "held_out": reference["images"][2:], "blur_games": True}
+
+
+@pytest.fixture(scope="module")
+def full(score, everything):
+    return score(**everything)
 
 
 def test_every_pair_against_the_functions_it_is_made_of(scores, reference_classifier, reference):
@@ -63,57 +73,43 @@ def test_every_pair_against_the_functions_it_is_made_of(scores, reference_classi
             np.testing.assert_allclose(pair.heatmap, heatmaps, atol=1e-5)
             np.testing.assert_allclose(pair.completeness, completeness(g, f), atol=1e-4)
             np.testing.assert_allclose(pair.soundness, soundness(g, f), atol=1e-4)
-            np.testing.assert_allclose(pair.insertion_curve.mean("kept").shape, (4,))
 
 
-def test_maps_that_ignore_the_label_take_a_short_cut_with_the_same_result(reference_classifier, reference, scores):
-    slow = evaluate(
-        reference_classifier,
-        reference["images"],
-        {name: AsIfItDepended(METHODS[name]) for name in ("same", "gaussian")},
-        n_steps=8,
-        deletion="all",
-        show_progress=False,
-    )
+def test_maps_that_ignore_the_label_take_a_short_cut_with_the_same_result(score, scores):
+    slow = score({name: AsIfItDepended(METHODS[name]) for name in ("same", "gaussian")}, deletion="all")
     for name in ("insertion_auc", "deletion_auc", "tie_share"):
         np.testing.assert_allclose(slow[name], scores[name].sel({"method": ["same", "gaussian"]}), atol=1e-5)
 
 
-def test_batches_change_nothing(reference_classifier, reference, scores):
-    settings = {"n_steps": 8, "deletion": "all", "show_progress": False}
-    again = evaluate(reference_classifier, reference["images"], METHODS, images_per_batch=3, **settings)
+def test_batches_change_nothing(score, scores, full, everything):
+    again = score(deletion="all", images_per_batch=3)
     xr.testing.assert_identical(again, scores.drop_vars(["insertion_curve", "heatmap", "kept"]))
+    xr.testing.assert_identical(score(**everything, images_per_batch=1), full)
 
 
-def test_a_protocol_that_is_not_followed_is_refused(reference_classifier, reference):
+def test_a_protocol_that_is_not_followed_is_refused(score, reference_classifier):
     """Recorded as the paper's, a softmax over two labels or the released loss would be another experiment's numbers."""
     few = Classifier(reference_classifier.net, labels=[0, 3], softmax_over="labels")
-    run = partial(evaluate, images=reference["images"], n_steps=2, show_progress=False)
     with pytest.raises(ValueError, match=r"classifier: expected softmax_over='all', as the protocol has it, got 'labels'. Write .*'all'"):
-        run(few, methods=["random"])
-    assert run(few, methods=["random"], protocol="released").attrs["softmax_over"] == "labels"
-    ours = same_map_for_all_labels(get_method("learned_mask", n_steps=1, loss="released"))
+        score(["random"], classifier=few)
+    assert score(["random"], classifier=few, protocol="released").attrs["softmax_over"] == "labels"
+    ours = {"m": same_map_for_all_labels(get_method("learned_mask", n_steps=1, loss="released"))}
     with pytest.raises(ValueError, match=r"methods\['m'\]: expected loss='nll', as the protocol has it, got 'released'. Write .*'nll'"):
-        run(reference_classifier, methods={"m": ours})
-    run(reference_classifier, methods={"m": ours}, protocol=Protocol(loss="released"))
+        score(ours)
+    score(ours, protocol=Protocol(loss="released"))
     assert Classifier(reference_classifier.net, labels=[0, 3]).softmax_over == PROTOCOLS["paper"].softmax_over
 
 
-def test_deletion_of_the_prediction_only(reference_classifier, reference, scores):
-    one = evaluate(reference_classifier, reference["images"], METHODS, n_steps=8, show_progress=False)
-    at = {"label": scores.prediction}
+def test_deletion_of_the_prediction_only(score, scores):
+    one, at = score(), {"label": scores.prediction}
     np.testing.assert_allclose(one.deletion_auc.isel(at), scores.deletion_auc.isel(at), atol=1e-6)
     assert int(one.deletion_auc.notnull().sum()) == 3 * 4
-    assert (
-        evaluate(reference_classifier, reference["images"], ["random"], n_steps=2, deletion="none", show_progress=False)
-        .deletion_auc.isnull()
-        .all()
-    )
+    assert score(["random"], deletion="none").deletion_auc.isnull().all()
 
 
-def test_labels_of_ones_own_choice(reference_classifier, reference, scores):
+def test_labels_of_ones_own_choice(score, scores, reference):
     targets = reference["probs"].topk(2).indices
-    top = evaluate(reference_classifier, reference["images"], METHODS, targets=targets, n_steps=8, show_progress=False)
+    top = score(targets=targets)
     rows = torch.arange(4)[:, None]
     np.testing.assert_allclose(top.prob, reference["probs"][rows, targets], atol=1e-6)
     np.testing.assert_allclose(top.insertion_auc, scores.insertion_auc.values[:, rows, targets], atol=1e-5)
@@ -122,62 +118,24 @@ def test_labels_of_ones_own_choice(reference_classifier, reference, scores):
     assert top.label_name.values[0].tolist() == [str(i) for i in targets[0].tolist()]
 
 
-def test_thresholds_and_area_come_from_the_protocol(reference_classifier, reference, scores):
-    released = evaluate(reference_classifier, reference["images"], METHODS, protocol="released", n_steps=8, show_progress=False)
+def test_thresholds_and_area_come_from_the_protocol(score, scores):
+    released = score(protocol="released")
     np.testing.assert_allclose(released.insertion_auc, scores.insertion_auc)
     assert (released.completeness >= scores.completeness).all()
     assert released.attrs["eps_soundness"] == PROTOCOLS["released"].eps_soundness
-    trapezoid = evaluate(
-        reference_classifier, reference["images"], METHODS, protocol=Protocol(auc_rule="trapezoid"), n_steps=8, show_progress=False
-    )
     curve = scores.insertion_curve
     expected = (curve.sum("kept") - (curve.isel(kept=0) + curve.isel(kept=-1)) / 2) / 8
-    np.testing.assert_allclose(trapezoid.insertion_auc, expected, atol=1e-6)
+    np.testing.assert_allclose(score(protocol=Protocol(auc_rule="trapezoid")).insertion_auc, expected, atol=1e-6)
 
 
-def test_image_sets_give_names_and_pixels(reference_classifier):
+def test_image_sets_give_names_and_pixels(score, reference_classifier):
     images = load_images("cifar10-samples", n=2)
-    scores = evaluate(reference_classifier, images, ["random"], n_steps=2, keep_heatmaps=True, show_progress=False)
-    assert scores.image.values.tolist() == list(images.ids)
-    assert scores.label.values.tolist() == list(images.class_names)
-    np.testing.assert_array_equal(scores.pixels, images.pixels())
+    found = score(["random"], images, keep_heatmaps=True)
+    assert found.image.values.tolist() == list(images.ids)
+    assert found.label.values.tolist() == list(images.class_names)
+    np.testing.assert_array_equal(found.pixels, images.pixels())
     with_list = Classifier(reference_classifier.net, [8, 0])
-    assert evaluate(with_list, images, ["random"], n_steps=2, show_progress=False).label.values.tolist() == ["ship", "airplane"]
-
-
-class WrongShape:
-    def attribute(self, classifier, inputs, target, **settings):
-        return torch.zeros(len(inputs), 2, 2)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"methods": ["lime"]}, ValueError, "name: expected one of"),
-        ({"methods": "random"}, TypeError, "methods: expected names or a mapping"),
-        ({"methods": []}, ValueError, "methods: expected at least one"),
-        ({"methods": {"mine": 3}}, TypeError, r"methods\['mine'\]: expected an object with an `attribute` method, got int"),
-        ({"methods": {"mine": WrongShape()}}, ValueError, r"heatmaps: expected shape \(40, 32, 32\)"),
-        ({"protocol": "mine"}, ValueError, "protocol: expected a Protocol or one of"),
-        ({"deletion": "some"}, ValueError, "deletion: expected"),
-        ({"targets": torch.zeros(3, 1, dtype=torch.int64)}, ValueError, r"targets: expected int64 of shape \(4, k\)"),
-        ({"targets": torch.full((4, 1), 10)}, ValueError, "targets: expected indices 0 to 9"),
-        ({"images": torch.zeros(0, 3, 32, 32)}, ValueError, "images: expected at least one image"),
-        ({"images": "cifar10"}, TypeError, "images: expected an ImageSet"),
-        ({"classifier": torch.nn.Identity()}, TypeError, "classifier: expected a salkit"),
-    ],
-)
-def test_wrong_arguments_are_named(reference_classifier, reference, change, error, message):
-    arguments = {"classifier": reference_classifier, "images": reference["images"], "methods": ["random"]} | change
-    with pytest.raises(error, match=message):
-        evaluate(**arguments, n_steps=2, show_progress=False)
-
-
-@pytest.fixture(scope="module")
-def full(reference_classifier, reference):
-    """Two images scored with everything on; the other two are held out."""
-    images = reference["images"]
-    return evaluate(reference_classifier, images[:2], METHODS, n_steps=8, blur_games=True, held_out=images[2:], show_progress=False)
+    assert score(["random"], images, with_list).label.values.tolist() == ["ship", "airplane"]
 
 
 def test_games_against_the_curves_of_the_predicted_label(full, reference_classifier, reference):
@@ -196,45 +154,30 @@ def test_games_against_the_curves_of_the_predicted_label(full, reference_classif
                     np.testing.assert_allclose(ours, auc(curve, rule, game=game), atol=1e-5)
     flat = full.games.sel({"method": "gaussian"}).values.reshape(2, -1)
     assert all(len(set(areas.round(4).tolist())) == 8 for areas in flat), "games that are alike would hide a mix-up"
-    at = {"label": full.prediction}
-    gray = full.games.sel({"infill": "gray", "rule": "mean"})
-    np.testing.assert_allclose(gray.sel({"game": "insertion"}), full.insertion_auc.isel(at), atol=1e-6)
-    np.testing.assert_allclose(gray.sel({"game": "deletion"}), full.deletion_auc.isel(at), atol=1e-6)
 
 
-def test_games_take_the_predicted_labels_map_also_where_labels_are_chosen(full, reference_classifier, reference):
+@pytest.mark.parametrize("deletion", ["prediction", "all"])
+def test_games_take_the_predicted_labels_map_also_where_labels_are_chosen(score, full, everything, reference, deletion):
     # The prediction comes last among these labels.
-    targets = reference["probs"][:2].topk(3).indices.flip(1)
-    for deletion in ("prediction", "all"):
-        chosen = evaluate(
-            reference_classifier,
-            reference["images"][:2],
-            METHODS,
-            targets=targets,
-            n_steps=8,
-            deletion=deletion,
-            blur_games=True,
-            held_out=reference["images"][2:],
-            show_progress=False,
-        )
-        np.testing.assert_allclose(chosen.games, full.games, atol=1e-5)
-        np.testing.assert_allclose(chosen.saliency_metric, full.saliency_metric, atol=1e-4)
+    chosen = score(**everything, targets=reference["probs"][:2].topk(3).indices.flip(1), deletion=deletion)
+    np.testing.assert_allclose(chosen.games, full.games, atol=1e-5)
+    np.testing.assert_allclose(chosen.saliency_metric, full.saliency_metric, atol=1e-4)
 
 
-def test_games_that_were_not_played_are_missing(reference_classifier, reference):
-    arguments = {"n_steps": 4, "deletion": "none", "show_progress": False}
-    gray = evaluate(reference_classifier, reference["images"], ["centered_gaussian"], **arguments)
+def test_games_that_were_not_played_are_missing(score):
+    gray = score(["centered_gaussian"], deletion="none")
     assert gray.infill.values.tolist() == ["gray"]
     assert gray.games.sel({"game": "deletion"}).isnull().all()
     assert gray.games.sel({"game": "insertion"}).notnull().all()
     # The blur games are asked for by themselves.
-    blur = evaluate(reference_classifier, reference["images"], ["centered_gaussian"], blur_games=True, **arguments)
+    blur = score(["centered_gaussian"], deletion="none", blur_games=True)
     assert blur.games.sel({"game": "deletion", "infill": "gray"}).isnull().all()
     assert blur.games.sel({"infill": "blur"}).notnull().all()
 
 
-def test_held_out_images_choose_the_threshold_of_the_saliency_metric(full, reference_classifier, reference):
+def test_held_out_images_choose_the_threshold_of_the_saliency_metric(full, scores, reference_classifier, reference):
     images, prediction = reference["images"], reference["target_best"].long()
+    assert not {"saliency_metric", "alpha"} & set(scores.data_vars), "without held-out images there is none"
     assert full.saliency_metric.dims == ("method", "image", "box")
     assert full.box.values.tolist() == ["threshold", "largest_component"]
     assert full.alpha.dims == ("method",)
@@ -248,11 +191,7 @@ def test_held_out_images_choose_the_threshold_of_the_saliency_metric(full, refer
             np.testing.assert_allclose(full.saliency_metric.sel({"method": name, "box": box}), metric, atol=1e-4)
 
 
-def test_without_held_out_images_there_is_no_saliency_metric(scores):
-    assert not {"saliency_metric", "alpha"} & set(scores.data_vars)
-
-
-def test_label_correlation_of_methods_that_ignore_the_label_is_one(scores, reference_classifier, reference):
+def test_label_correlation_of_methods_that_ignore_the_label_is_one(score, scores):
     assert scores.label_correlation.dims == ("method", "image")
     assert (scores.label_correlation.sel({"method": ["same", "gaussian"]}) == 1).all()
     # Of those that do not, by rank correlations of the maps; gradients x pixels have no ties but exact zeros.
@@ -263,20 +202,4 @@ def test_label_correlation_of_methods_that_ignore_the_label_is_one(scores, refer
         assert scores.label_correlation.sel({"method": "gradient"}).values[i] == pytest.approx(expected, abs=1e-4)
     assert (scores.label_correlation.sel({"method": "gradient"}) < 0.9).all()
     # A method that hides it is found out.
-    hidden = evaluate(reference_classifier, reference["images"], {"m": AsIfItDepended(METHODS["same"])}, n_steps=1, show_progress=False)
-    np.testing.assert_allclose(hidden.label_correlation, 1, atol=1e-6)
-
-
-def test_batches_change_no_game_and_no_saliency_metric(full, reference_classifier, reference):
-    images = reference["images"]
-    again = evaluate(
-        reference_classifier,
-        images[:2],
-        METHODS,
-        n_steps=8,
-        blur_games=True,
-        held_out=images[2:],
-        images_per_batch=1,
-        show_progress=False,
-    )
-    xr.testing.assert_identical(again, full)
+    np.testing.assert_allclose(score({"m": AsIfItDepended(METHODS["same"])}).label_correlation, 1, atol=1e-6)

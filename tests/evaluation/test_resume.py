@@ -1,7 +1,6 @@
 """`evaluate` with a store: what is computed again, and what happens to pairs that cannot be computed."""
 
 import re
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import ClassVar
@@ -15,7 +14,7 @@ from typer.testing import CliRunner
 
 from salkit import methods as registry
 from salkit.__main__ import app
-from salkit.data import ImageSet
+from salkit.data import ImageSet, load_images
 from salkit.engine.identity import Experiment
 from salkit.engine.shards import Part, ShardError, compute_shard
 from salkit.engine.store import Store, StoreError
@@ -25,8 +24,6 @@ from salkit.methods import get_method
 from salkit.methods.base import LearnedMap
 from salkit.models import Classifier
 from salkit.scores import Protocol
-
-IDS = ("cat", "dog", "fox", "owl")
 
 
 @dataclass(frozen=True)
@@ -53,12 +50,19 @@ class Learned(LearnedMap):
 
 
 METHODS = {"ours": Learned(), "gradient": get_method("gradient_x_input"), "random": get_method("random")}
+IDS = ("cat", "dog", "fox", "owl")
+
+
+def image_set(ids, seed):
+    pixels = torch.randn(len(ids), 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return ImageSet(pixels, torch.zeros(len(ids), dtype=torch.int64), ids, ("a", "b", "c"), (0.0,) * 3, (1.0,) * 3)
+
+
+HELD_OUT = image_set(("held 0", "held 1"), 2)
 
 
 @pytest.fixture(autouse=True)
 def sound():
-    Learned.broken.clear()
-    Learned.learned.clear()
     yield
     Learned.broken.clear()
 
@@ -71,159 +75,111 @@ def net():
 
 @pytest.fixture
 def images():
-    pixels = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    return ImageSet(pixels, torch.zeros(4, dtype=torch.int64), IDS, ("a", "b", "c"), (0.0,) * 3, (1.0,) * 3)
+    return image_set(IDS, 1)
 
 
 @pytest.fixture
-def run(net, images, tmp_path):
-    def call(*, methods=METHODS, images=images, net=net, **settings):
-        given = {"n_steps": 4, "show_progress": False, "images_per_batch": 2, "store": tmp_path / "store"} | settings
+def seen(net):
+    """How many images each pass of the latest run took through the net."""
+    sizes = []
+    net.net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def run(net, images, store, seen):
+    def call(methods=METHODS, images=images, **settings):
+        seen.clear()
+        Learned.learned.clear()
+        given = {"n_steps": 4, "show_progress": False, "images_per_batch": 2, "store": store} | settings
         return evaluate(net, images, methods, **given)
 
     return call
 
 
-@pytest.fixture
-def passes(net):
-    """How many images went through the net in the block."""
-
-    @contextmanager
-    def counted(net=net):
-        seen = []
-        handle = net.net.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-        yield seen
-        handle.remove()
-
-    return counted
-
-
-def test_with_a_store_the_results_are_the_same_and_repeating_computes_nothing(run, passes):
+def test_with_a_store_the_results_are_the_same_and_repeating_computes_nothing(run, seen):
     everything = {"blur_games": True, "keep_curves": True, "keep_heatmaps": True, "deletion": "all"}
-    without = run(store=None, **everything)
-    with passes() as seen:
-        first = run(**everything)
+    without, first = run(store=None, **everything), run(**everything)
     assert sum(seen) > 4 * 3 * 3
-    with passes() as seen:
-        second = run(**everything)
+    second = run(**everything)
     assert seen == []
     xr.testing.assert_identical(first, without)
     xr.testing.assert_identical(second, without)
 
 
-@pytest.mark.parametrize("change", [{"protocol": "released"}, {"protocol": Protocol(auc_rule="trapezoid")}, {"images_per_batch": 1}])
-def test_thresholds_the_rule_for_areas_and_batches_compute_nothing(run, passes, change):
-    run()
-    with passes() as seen:
-        again = run(**change)
-    assert seen == []
-    xr.testing.assert_allclose(again, run(store=None, **change))
-
-
-@pytest.mark.parametrize("change", [{"n_steps": 8}, {"baseline": 0.5}, {"deletion": "all"}, {"blur_games": True}])
-def test_other_curves_learn_no_map_again(run, passes, change):
-    run()
-    Learned.learned.clear()
-    with passes() as seen:
-        again = run(**change)
-    assert seen
-    assert not Learned.learned
-    xr.testing.assert_identical(again, run(store=None, **change))
-
-
-def changed_net(net):
+def changed_net(net, images):
     with torch.no_grad():
         net.net[0].weight[0, 0, 0, 0] += 0.1
     return {}
 
 
-def changed_pixel(images):
+def changed_pixel(net, images):
     images.images[0, 0, 0, 0] += 0.1
-    return {"images": images}
+    return {}
 
 
-@pytest.mark.parametrize("kind", ["seed", "setting", "weights", "pixels", "pool"])
-def test_what_changes_maps_learns_them_again(run, net, images, kind, passes):
+@pytest.mark.parametrize(
+    ("change", "computes", "learned"),
+    [
+        ({"protocol": "released"}, False, 0),
+        ({"protocol": Protocol(auc_rule="trapezoid")}, False, 0),
+        ({"images_per_batch": 1}, False, 0),
+        ({"methods": {"another name": Learned()}, "name": "another"}, False, 0),
+        ({"n_steps": 8}, True, 0),
+        ({"baseline": 0.5}, True, 0),
+        ({"deletion": "all"}, True, 0),
+        ({"blur_games": True}, True, 0),
+        ({"keep_heatmaps": True}, True, 0),  # the gradient's maps had not been kept
+        ({"methods": {"ours": Learned(), "turned": Learned(turn=2.0)}}, True, 12),  # one more
+        ({"methods": METHODS | {"ours": Learned(turn=2.0)}}, True, 12),
+        ({"seed": 1}, True, 12),
+        ({"distractors": torch.zeros(2, 3, 8, 8)}, True, 12),
+        (changed_net, True, 12),
+        (changed_pixel, True, 12),
+    ],
+)
+def test_a_change_computes_only_what_depends_on_it(run, net, images, seen, change, computes, learned):
     run()
-    Learned.learned.clear()
-    change = {
-        "seed": lambda: {"seed": 1},
-        "setting": lambda: {"methods": METHODS | {"ours": Learned(turn=2.0)}},
-        "weights": lambda: changed_net(net),
-        "pixels": lambda: changed_pixel(images),
-        "pool": lambda: {"distractors": torch.zeros(2, 3, 8, 8)},
-    }[kind]()
+    change = change(net, images) if callable(change) else change
     again = run(**change)
-    assert len(Learned.learned) == 4 * 3
+    assert (bool(seen), len(Learned.learned)) == (computes, learned)
     xr.testing.assert_identical(again, run(store=None, **change))
-    with passes() as seen:
-        run(**change)
+    run(**change)
     assert seen == []
 
 
-def test_one_more_method_computes_only_itself(run):
-    run(methods={"ours": Learned(), "random": METHODS["random"]})
-    Learned.learned.clear()
-    two = {"ours": Learned(), "turned": Learned(turn=2.0)}
-    both = run(methods=two)
-    assert len(Learned.learned) == 4 * 3
-    xr.testing.assert_identical(both, run(methods=two, store=None))
-
-
-def test_another_name_for_a_method_or_a_run_computes_nothing(run, passes):
-    first = run(methods={"ours": Learned()})
-    with passes() as seen:
-        again = run(methods={"learned": Learned()}, name="another")
-    assert seen == []
-    np.testing.assert_array_equal(first.insertion_auc, again.insertion_auc)
-
-
-def test_heatmaps_are_computed_when_they_are_first_asked_for(run, passes):
-    run()
-    Learned.learned.clear()
-    with passes() as seen:
-        kept = run(keep_heatmaps=True)
-    assert seen  # the gradient's maps had not been kept
-    assert not Learned.learned
-    xr.testing.assert_identical(kept, run(keep_heatmaps=True, store=None))
-
-
-def test_held_out_images_choose_the_same_threshold(run, tmp_path, passes):
-    held_out = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    first = run(held_out=held_out)
-    with passes() as seen:
-        again = run(held_out=held_out)
+def test_held_out_images_choose_the_same_threshold(run, store, seen):
+    held_out = HELD_OUT.images
+    first, again = run(held_out=held_out), run(held_out=held_out)
     assert seen == []
     xr.testing.assert_identical(first, again)
     xr.testing.assert_identical(first, run(held_out=held_out, store=None))
-    assert Store(tmp_path / "store").prune() == []
+    assert Store(store).prune() == []
     xr.testing.assert_identical(first.drop_vars(["saliency_metric", "alpha", "box"]), run().drop_vars("box"))
 
 
-def test_labels_of_ones_own_are_read_back_with_their_names(run, tmp_path):
-    targets = torch.tensor([[0, 1], [1, 2], [2, 0], [0, 2]])
-    made = run(targets=targets, keep_curves=True)
-    xr.testing.assert_identical(open_results(tmp_path / "store"), made)
+def test_labels_of_ones_own_are_read_back_with_their_names(run, store):
+    made = run(targets=torch.tensor([[0, 1], [1, 2], [2, 0], [0, 2]]), keep_curves=True)
+    xr.testing.assert_identical(open_results(store), made)
     assert made.label_name.values.tolist() == [["a", "b"], ["b", "c"], ["c", "a"], ["a", "c"]]
 
 
-def shards(store, key):
-    return sorted((store / key).glob("*.safetensors"))
-
-
-def parts_of(store):
-    """What the only evaluation in a store is made of, by method."""
+def shards(store, method, *kinds):
+    """The shards of a method in the only evaluation of a store."""
     (found,) = [run for run in Store(store).runs().values() if "methods" in run]
-    return {m["method"]: m for m in found["methods"]}
+    parts = next(m for m in found["methods"] if m["method"] == method)
+    return [path for kind in kinds for path in sorted((store / parts[kind]).glob("*.safetensors"))]
 
 
-def test_half_a_run_is_opened_with_holes_and_says_what_is_missing(run, tmp_path):
-    store = tmp_path / "store"
-    whole = run(keep_curves=True, held_out=torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2)))
+def test_half_a_run_is_opened_with_holes_and_says_what_is_missing(run, store):
+    whole = run(keep_curves=True, held_out=HELD_OUT.images)
     xr.testing.assert_identical(open_results(store, "eval"), whole)
-    parts = parts_of(store)
-    shards(store, parts["gradient"]["curves"])[1].unlink()  # images 2 and 3
-    for path in shards(store, parts["random"]["curves"]) + shards(store, parts["random"]["crops"]):
+    for path in [shards(store, "gradient", "curves")[1], *shards(store, "random", "curves", "crops")]:  # images 2 and 3, and all
         path.unlink()
     half = open_results(store)
     assert half.attrs["missing"] == "gradient: curves 2 of 4; random: curves 0 of 4; random: crops 0 of 4"
@@ -236,29 +192,27 @@ def test_half_a_run_is_opened_with_holes_and_says_what_is_missing(run, tmp_path)
     names = r"\['evaluation-\w{8}', 'evaluation_held_out-\w{8}'\]"
     with pytest.raises(StoreError, match=f"expected an evaluation whose name begins with 'table9', got {names}"):
         open_results(store, "table9")
-
-
-def test_with_no_curves_at_all_the_probabilities_are_there(run, tmp_path):
-    run(methods=["random"])
-    for path in shards(tmp_path / "store", parts_of(tmp_path / "store")["random"]["curves"]):
+    for path in shards(store, "ours", "curves") + shards(store, "gradient", "curves"):
         path.unlink()
-    found = open_results(tmp_path / "store")
-    assert found.attrs["missing"] == "random: curves 0 of 4"
-    assert "insertion_auc" not in found
-    assert found.prob.notnull().all()
+    none = open_results(store)
+    assert none.attrs["missing"].startswith("ours: curves 0 of 4; gradient: curves 0 of 4; random: curves 0 of 4")
+    assert "insertion_auc" not in none
+    xr.testing.assert_identical(none.prob, whole.prob)
 
 
-def test_a_pair_that_fails_is_named_and_everything_else_is_kept(run, tmp_path):
+def test_a_pair_that_fails_is_named_and_everything_else_is_kept(run, store):
     expected = run(store=None)
     Learned.broken.add(("fox", 1))
+    with pytest.raises(ArithmeticError, match="no map of"):
+        run(store=None)  # where nothing is kept the first error comes through
     with pytest.raises(ShardError) as raised:
         run()
     message = str(raised.value)
     assert re.search(r"ours: maps, image fox, label 1: ArithmeticError: no map of \('fox', 1\) \(test_resume.py:\d+\)", message)
-    assert f"Everything else is kept in {tmp_path / 'store'}; the same command tries these again" in message
+    assert f"Everything else is kept in {store}; the same command tries these again" in message
     assert "cat" not in message
     assert "gradient" not in message
-    half = open_results(tmp_path / "store")
+    half = open_results(store)
     assert half.attrs["missing"] == "ours: maps 3 of 4; ours: curves 3 of 4"
     there = xr.ones_like(expected.insertion_auc, dtype=bool)
     there.loc[{"method": "ours", "image": "fox"}] = False
@@ -267,15 +221,8 @@ def test_a_pair_that_fails_is_named_and_everything_else_is_kept(run, tmp_path):
     with pytest.raises(ShardError, match="image fox, label 1"):
         run()
     Learned.broken.clear()
-    Learned.learned.clear()
     xr.testing.assert_allclose(run(), expected, atol=1e-6)
     assert Learned.learned == [("fox", label) for label in range(3)]  # an image's pairs are computed together
-
-
-def test_without_a_store_the_first_error_comes_through(run):
-    Learned.broken.add(("fox", 1))
-    with pytest.raises(ArithmeticError, match="no map of"):
-        run(store=None)
 
 
 def test_maps_that_are_not_kept_fail_by_image(run):
@@ -286,39 +233,29 @@ def test_maps_that_are_not_kept_fail_by_image(run):
             return Learned().attribute(classifier, inputs, target, **settings)
 
     with pytest.raises(ShardError, match=r"1 rows could not be computed:\n  evaluation, mine: curves, image owl: ArithmeticError: no map"):
-        run(methods={"mine": NotKept()})
+        run({"mine": NotKept()})
 
 
 def test_many_failures_are_counted(run):
     Learned.broken.update((name, label) for name in IDS for label in range(3))
-    methods = {name: Learned(turn=turn) for turn, name in enumerate(["one", "two", "three"])}
     with pytest.raises(ShardError, match=r"(?s)^24 rows could not be computed:.*labels 0, 1, 2: .*\n  and 4 more\n") as raised:
-        run(methods=methods)
+        run({name: Learned(turn=turn) for turn, name in enumerate(["one", "two", "three"])})
     assert str(raised.value).count("image") == 20
 
 
-def test_failures_of_held_out_images_leave_the_metric_out(run, tmp_path):
-    held_out = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    names = replace_names(held_out)
+def test_failures_of_held_out_images_leave_the_metric_out(run, store):
     Learned.broken.update(("held 1", label) for label in range(3))
     with pytest.raises(ShardError, match=r"evaluation_held_out, ours: maps, image held 1, label \d: ArithmeticError"):
-        run(held_out=names)
-    half = open_results(tmp_path / "store")
-    assert half.saliency_metric.isnull().all(("image", "box")).values.tolist() == [True, False, False]
+        run(held_out=HELD_OUT)
+    assert open_results(store).saliency_metric.isnull().all(("image", "box")).values.tolist() == [True, False, False]
     Learned.broken.clear()
-    xr.testing.assert_identical(run(held_out=names), run(held_out=names, store=None))
+    xr.testing.assert_identical(run(held_out=HELD_OUT), run(held_out=HELD_OUT, store=None))
 
 
-def replace_names(pixels):
-    return ImageSet(pixels, torch.zeros(2, dtype=torch.int64), ("held 0", "held 1"), ("a", "b", "c"), (0.0,) * 3, (1.0,) * 3)
-
-
-def test_the_command_line_ends_with_code_1_and_the_pairs(tmp_path, monkeypatch):
+def test_the_command_line_ends_with_code_1_and_the_pairs(store, monkeypatch):
     monkeypatch.setitem(registry.METHODS, "learned", Learned)
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    command = ["evaluate", "learned", "--n", "2", "--points", "2", "--device", "cpu", "--store", str(tmp_path / "store"), "--labels", "3,5"]
-    from salkit.data import load_images
-
+    command = ["evaluate", "learned", "--n", "2", "--points", "2", "--device", "cpu", "--store", str(store), "--labels", "3,5"]
     broken = load_images("cifar10-samples", n=2).ids[1]
     Learned.broken.add((broken, 0))
     result = CliRunner().invoke(app, command)
@@ -332,12 +269,11 @@ def test_the_command_line_ends_with_code_1_and_the_pairs(tmp_path, monkeypatch):
     assert Learned.learned == [(broken, 0), (broken, 1)]
 
 
-def test_a_store_object_serves_as_well_as_its_folder(run, tmp_path, passes):
-    run(store=str(tmp_path / "store"))
-    with passes() as seen:
-        run(store=Store(tmp_path / "store"))
-        run(store=Store(tmp_path / "store", durable=False), methods={"ours": replace(METHODS["ours"])})
-    assert seen == []
+def test_a_store_object_serves_as_well_as_its_folder(run, store, seen):
+    run(store=str(store))
+    for again in (Store(store), Store(store, durable=False)):
+        run(METHODS | {"ours": replace(METHODS["ours"])}, store=again)
+        assert seen == []
 
 
 def test_rows_that_another_run_has_kept_since_are_not_computed(tmp_path):
