@@ -68,10 +68,11 @@ def test_batches_change_nothing(reference_classifier, reference, batch):
     inputs, target, maps = reference["images"], reference["target_second"].long(), reference["mask_second_s1_gray"]
     whole = insertion_curve(reference_classifier, inputs, target, maps, n_steps=32)
     split = insertion_curve(reference_classifier, inputs, target, maps, n_steps=32, internal_batch_size=batch)
-    torch.testing.assert_close(split, whole, atol=1e-6, rtol=0)
+    # Passes of another size run other kernels: sums of 512 float32 products in another order, 512 * 2 ** -24 of logits of about 1 at most.
+    torch.testing.assert_close(split, whole, atol=3e-5, rtol=0)
     order = torch.tensor([2, 0, 3, 1])
     shuffled = insertion_curve(reference_classifier, inputs[order], target[order], maps[order], n_steps=32)
-    torch.testing.assert_close(shuffled, whole[order], atol=1e-6, rtol=0)
+    assert torch.equal(shuffled, whole[order]), "the passes of a map hold nothing else"
 
 
 def test_curves_of_all_labels_hold_the_curve_of_each(reference_classifier, reference):
