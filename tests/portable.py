@@ -19,7 +19,7 @@ COMBINATIONS = [
     ("default", "AVX2", 1),
 ]
 # No net runs there, or its numbers do not matter.
-SKIPPED = ["data", "report", "commands", "studies/test_theory.py", "test_faults.py", "test_bad_input.py"]
+SKIPPED = ["data", "report", "commands", "studies/test_theory.py", "studies/test_theory_study.py", "test_faults.py", "test_bad_input.py"]
 
 
 def run(capability: str | None, isa: str, threads: int, paths: list[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -48,10 +48,7 @@ def reproduce_command(
 
 
 @app.command("plan")
-def plan_command(
-    profile: Annotated[str, typer.Option(help="smoke, demo or paper.")] = "paper",
-    device: Device = "auto",
-) -> None:
+def plan_command(profile: Annotated[str, typer.Option(help="smoke, demo or paper.")] = "paper", device: Device = "auto") -> None:
     """Count a profile's passes and estimate its hours on this device."""
     with errors():
         planned = costs.plan(profile, device)
@@ -99,18 +96,9 @@ def evaluate_command(
             chosen = sorted(set(images.labels[images.labels >= 0].tolist()))
         net = models.load_classifier(classifier, chosen, PROTOCOLS[protocol].softmax_over)
         pool = load_distractors(data, seed=seed, preprocessing=kind)
-        scores = evaluate(
-            *(net, images, methods),
-            distractors=pool,
-            protocol=protocol,
-            n_steps=points,
-            seed=seed,
-            device=device,
-            store=store,
-            name="_".join(method),
-            executor=executor,
-            workers=workers,
-        )
+        given: dict[str, Any] = {"distractors": pool, "protocol": protocol, "n_steps": points, "name": "_".join(method)}
+        given |= {"seed": seed, "device": device, "store": store, "executor": executor, "workers": workers}
+        scores = evaluate(net, images, methods, **given)
         table = tidy_table(scores).drop(columns=["paper", "verdict"])
     rows = []
     for row in table.itertuples():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -80,19 +80,10 @@ def train_masker_command(
         files = open_images(train, split="train", preprocessing=preprocessing)
         held_out = load_images(val, preprocessing=preprocessing)
         net = models.load_classifier(classifier, device=models.resolve_device(device))
-        recipe = masker_training.MaskerRecipe(
-            kind=kind,  # type: ignore[arg-type]
-            class_conditional=class_conditional,
-            widths=tuple(width or masker_training.MaskerRecipe.widths),
-            embedding=embedding,  # type: ignore[arg-type]
-            images=tuple(images) if images else None,
-            area_ramp=area_ramp,
-            batch_size=batch_size,
-            lr=lr,
-            size=size,
-            eval_every=eval_every,
-            seed=seed,
-        )
+        given: dict[str, Any] = {"kind": kind, "class_conditional": class_conditional, "embedding": embedding, "area_ramp": area_ramp}
+        given |= {"widths": tuple(width or masker_training.MaskerRecipe.widths), "images": tuple(images) if images else None}
+        given |= {"batch_size": batch_size, "lr": lr, "size": size, "eval_every": eval_every, "seed": seed}
+        recipe = masker_training.MaskerRecipe(**given)
         masker = masker_training.make_masker(net, masker_training.taps_of(classifier), recipe, held_out.images.shape[-1])
         out.parent.mkdir(parents=True, exist_ok=True)
         log = masker_training.train_masker(masker, net, files, held_out, recipe, state_path=out.with_suffix(".state"), n_workers=workers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import pandas as pd
 import xarray as xr
@@ -76,8 +76,7 @@ def claims_table(result: xr.Dataset, claims: Sequence[Claim]) -> pd.DataFrame:
         if {c.method, c.reference} <= present:
             scores = values[c.metric]
             d = paired_comparison(scores.sel({"method": c.method}).values, scores.sel({"method": c.reference}).values)
-            numbers = [d.mean, d.low, d.high, d.n, d.p_value, d.verdict(c.threshold)]
-            rows.append([c.text, c.metric, c.method, c.reference, c.threshold, c.paper, *numbers])
+            rows.append([*astuple(c), d.mean, d.low, d.high, d.n, d.p_value, d.verdict(c.threshold)])
     columns = ["claim", "metric", "method", "reference", "threshold", "paper", "ours", "low", "high", "n", "p_value", "verdict"]
     return pd.DataFrame(rows, columns=columns)
 

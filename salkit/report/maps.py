@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,12 +32,12 @@ def true_and_wrong_label(result: xr.Dataset, methods: Sequence[str], n_images: i
         right = int(one.prediction)
         wrong = int(one.insertion_auc.sel({"method": methods[0]}).where(np.arange(len(one.label)) != right, -1).argmax("label"))
         image = one.pixels.values
-        _show(row[0], image, f"net: {one.label.values[right]}")
+        _show(row[0], image.clip(0, 1), f"net: {one.label.values[right]}")
         cells = [(method, label) for method in methods for label in (right, wrong)]
         for axis, (method, label) in zip(row[1:], cells, strict=True):
             pair = one.sel({"method": method}).isel(label=label)
             mask = pair.heatmap.values[..., None]
-            _show(axis, mask * image + (1 - mask) * GRAY, f"{pair.label.item()}\n{_f_and_g(pair)}")
+            _show(axis, (mask * image + (1 - mask) * GRAY).clip(0, 1), f"{pair.label.item()}\n{_f_and_g(pair)}")
     kinds = [f"{kind} label\n" + r"$\lambda_{TV}$ = " + method for method in methods for kind in ("predicted", "wrong")]
     for axis, title in zip(axes[0], ["image", *kinds], strict=True):
         axis.set_title(title, fontsize=12)
@@ -57,7 +58,7 @@ def two_labels(result: xr.Dataset) -> Figure:
             heat(axis, one.pixels.values, pair.heatmap.values, _f_and_g(pair))
         row[1].set_ylabel(str(method), fontsize=10)
     axes[0, 0].set_axis_on()
-    _show(axes[0, 0], one.pixels.values, "image")
+    _show(axes[0, 0], one.pixels.values.clip(0, 1), "image")
     for axis, label in zip(axes[0, 1:], names, strict=True):
         axis.set_title(str(label), fontsize=10)
     return figure
@@ -96,25 +97,17 @@ def heat(axis: Axes, pixels: np.ndarray, heatmap: np.ndarray, caption: str = "")
     """A heatmap `(H, W)` over its image `(H, W, 3)` in gray: from dark to bright between the 1st and 99th percentile of its values."""
     low, high = np.percentile(heatmap, [1, 99])
     axis.imshow(pixels.mean(-1), cmap="gray", vmin=0, vmax=1)
-    axis.imshow((heatmap - low) / max(high - low, 1e-12), cmap="magma", alpha=0.65, vmin=0, vmax=1)
-    _frame(axis, caption)
+    _show(axis, (heatmap - low) / max(high - low, 1e-12), caption, cmap="magma", alpha=0.65, vmin=0, vmax=1)
 
 
-def _show(axis: Axes, image: np.ndarray, caption: str) -> None:
-    axis.imshow(image.clip(0, 1))
-    _frame(axis, caption)
-
-
-def _f_and_g(pair: xr.Dataset) -> str:
-    return f"f = {_probability(pair.prob)}   g = {_probability(pair.insertion_auc)}"
-
-
-def _probability(value: xr.DataArray) -> str:
-    return f"{float(value):.2f}" if float(value) >= 0.01 else f"{float(value):.0e}".replace("e-0", "e-")
-
-
-def _frame(axis: Axes, caption: str) -> None:
+def _show(axis: Axes, image: np.ndarray, caption: str, **look: Any) -> None:
+    axis.imshow(image, **look)
     axis.set(xticks=[], yticks=[])
     axis.set_xlabel(caption, fontsize=9)
     for spine in axis.spines.values():
         spine.set_visible(False)
+
+
+def _f_and_g(pair: xr.Dataset) -> str:
+    f, g = (f"{v:.2f}" if v >= 0.01 else f"{v:.0e}".replace("e-0", "e-") for v in (float(pair.prob), float(pair.insertion_auc)))
+    return f"f = {f}   g = {g}"

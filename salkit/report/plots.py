@@ -49,11 +49,12 @@ def probability_curves(curves: xr.DataArray, prob: xr.DataArray) -> Figure:
     order = prob.argsort(axis=prob.get_axis_num("label"))
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
     share = curves.kept / curves.kept.max()
+    ordered = sns.color_palette("viridis", len(curves.method) + 1)
     for axis, place, title in zip(axes, (-1, -2), ("best label (higher: complete)", "second-best label (lower: sound)"), strict=True):
         label = order.isel(label=place).drop_vars("label", errors="ignore")
         mean = curves.isel(label=label).mean("image")
-        for i, method in enumerate(curves.method.values):
-            axis.plot(share, mean.sel({"method": method}), color=_ramp(len(curves.method))[i], label=method, lw=2)
+        for color, method in zip(ordered, curves.method.values, strict=False):
+            axis.plot(share, mean.sel({"method": method}), color=color, label=method, lw=2)
         axis.axhline(float(prob.isel(label=label).mean()), color="0.4", ls=":", lw=1.2, label="whole image")
         axis.set(xlabel="share of pixels kept", title=title, xlim=(0, 1), ylim=(0, 1))
     axes[0].set_ylabel("mean probability of the label")
@@ -73,8 +74,7 @@ def sweep(tables: Mapping[str, pd.DataFrame]) -> Figure:
             axis.set_xticks(np.arange(len(rows)), rows.method)
         axis.set(xlabel=r"$\lambda_{TV}$", ylabel=f"worst-case {metric}")
     axes[0].set_ylim(0, 1)
-    axes[1].set_yscale("log")
-    axes[1].set_ylim(top=1)
+    axes[1].set(yscale="log", ylim=(None, 1))
     axes[0].legend(frameon=False, loc="lower left")
     return figure
 
@@ -215,8 +215,3 @@ def passes_to_quality(measured: Mapping[str, pd.DataFrame]) -> Figure:
         row[0].set_ylabel(case)
     figure.tight_layout()
     return figure
-
-
-def _ramp(n: int) -> list[tuple[float, float, float]]:
-    """Ordered colours for an ordered parameter."""
-    return sns.color_palette("viridis", n + 1)[:n]

@@ -17,7 +17,9 @@ import pandas as pd
 from bs4 import BeautifulSoup
 
 from salkit.methods import LearnedMask
-from salkit.report.measured import benchmark as measured_bench
+from salkit.report import measured
+from salkit.report.expected import expected_values
+from salkit.report.tables import paper_values
 from salkit.scores import PROTOCOLS
 from salkit.statistics import short
 from salkit.studies.profiles import PROFILES, Study
@@ -27,10 +29,11 @@ ROOT = Path(__file__).parents[2]
 FIGURE1 = ROOT / "docs" / "figure1.png"
 RECORDED = "demo"
 """The profile that the notebooks are recorded with."""
+TABLE1_CLAIMS = ("03_imagenette_table1", "TV raises soundness", "paper", "ours", "verdict")
+THEORY_CLAIMS = ("01_theory_toy_model", "no interval at L2 certifies -y: every d", "needed", "verdict")
+"""Where `recorded_table` finds the claims; the second row is Theorem 5.1's soundness."""
 TEXT_PROTOCOL = "all/nll/paper/mean"
 """What notebook 06 calls the protocol of the paper's text."""
-SOUND_INTERVALS, DOMINATED = "no interval at L2 certifies -y: every d", "x near e_1: soundness at L2 fails"
-"""Two claims of notebook 01: Theorem 5.1's soundness, and its failure where one coordinate dominates."""
 FULL = LearnedMask().cost().forward_backward
 """Composites of the published schedule."""
 
@@ -92,8 +95,8 @@ def recorded_table(notebook: str, row: str, *columns: str) -> pd.DataFrame:
 def findings() -> str:
     """What the paper says beside what was found."""
     ours, theory, distances = (_values(name) for name in ("03_imagenette_table1", "01_theory_toy_model", "06_which_protocol"))
-    judged, proved = _table1_claims(), _theory_claims().loc[SOUND_INTERVALS]
-    study = PROFILES[RECORDED].imagenette
+    judged, proved = recorded_table(*TABLE1_CLAIMS), recorded_table(*THEORY_CLAIMS).loc[THEORY_CLAIMS[1]]
+    study, paper = PROFILES[RECORDED].imagenette, paper_values("table1").query("method == 'Ours'").set_index("metric").value
     cifar10, imagenet = (_ends(case) for case in ("cifar10", "imagenet"))
     prior = judged[judged.index.str.startswith("Ours is more complete than")]
     counts = ", ".join(f"{n} {verdict}" for verdict, n in prior.verdict.value_counts().items())
@@ -108,11 +111,12 @@ def findings() -> str:
     wrong = f"soundness {short(cifar10.soundness.mean())} (1 is best) at {FULL:,} composites, {len(cifar10)} CIFAR-10 images"
     short_masks = scores(lambda score: short(ours[f"Ours/{score}"]))
     full_masks = f"{scores(lambda score: short(imagenet[score].mean()))} at {FULL:,} composites, two labels an image"
-    proof = f"{short(theory[SOUND_INTERVALS])}; {short(theory[DOMINATED])} if one coordinate dominates"
+    dominated = short(theory["x near e_1: soundness at L2 fails"])
+    proof = f"{short(theory[THEORY_CLAIMS[1]])}; {dominated} if one coordinate dominates"
     protocol = f"{short(distances[TEXT_PROTOCOL])} away from it; the nearest of {len(distances)} protocols: {nearest}"
     rows = [
         ["Masks can prove wrong labels", "", wrong, ""],
-        ["Its masks: completeness and soundness", scores(_paper), f"{short_masks}; {full_masks}", ""],
+        ["Its masks: completeness and soundness", scores(lambda score: short(paper[score])), f"{short_masks}; {full_masks}", ""],
         judged_as("Total variation (TV) raises soundness", "TV raises soundness"),
         judged_as("Upsampling raises soundness", "Upsampling raises soundness"),
         judged_as("Upsampling costs little completeness", "Upsampling costs little completeness"),
@@ -149,7 +153,7 @@ def claims() -> str:
     """The claims of notebooks 03, 04 and 02."""
     own_labels = recorded_table("04_figures", "Cheating shows in best effort", "verdict")
     cifar10 = recorded_table("02_cifar10_tv_sweep", "TV 1 raises soundness", "verdict")
-    parts = [_table1_claims(), own_labels.rename("{} (own two best classes)".format), cifar10.rename("CIFAR-10: {}".format)]
+    parts = [recorded_table(*TABLE1_CLAIMS), own_labels.rename("{} (own two best classes)".format), cifar10.rename("CIFAR-10: {}".format)]
     return _markdown(pd.concat(parts).fillna("").rename_axis("claim").reset_index())
 
 
@@ -162,7 +166,7 @@ def protocols() -> str:
 
 def theory() -> str:
     """The claims of notebook 01."""
-    return _markdown(_theory_claims().rename_axis("claim").reset_index())
+    return _markdown(recorded_table(*THEORY_CLAIMS).rename_axis("claim").reset_index())
 
 
 def profiles() -> str:
@@ -171,25 +175,26 @@ def profiles() -> str:
     def sizes(study: Study) -> str:
         return f"{study.n_images:,} images of `{study.data}`, `{study.classifier}`, {_composites(study):,} composites a pair"
 
-    times = [f"{_minutes(name)} minutes" if _recording(name) else "see `make plan`" for name in PROFILES]
+    times = [f"{_minutes(name)} minutes" if expected_values(name) else "see `make plan`" for name in PROFILES]
     rows = [[f"`{p.name}`", sizes(p.cifar10), sizes(p.imagenette), time] for p, time in zip(PROFILES.values(), times, strict=True)]
     return _markdown(pd.DataFrame(rows, columns=["profile", "CIFAR-10", "ImageNet", "recorded time, two cores"]))
 
 
 def mask_minutes() -> str:
     """How long the mask of one pair takes at the rates of the benchmark."""
-    rows = pd.DataFrame(_bench()["rows"]).query("task == 'learning' and name == 'salkit float32'")
+    rows = pd.DataFrame(measured.recorded_benchmark()["rows"]).query("task == 'learning' and name == 'salkit float32'")
     table = pd.DataFrame({"net, pixels": rows.case, "composites a second": rows["median"].map("{:,.0f}".format)})
     for n in (FULL, LearnedMask(schedule="fast").cost().forward_backward):
         table[f"minutes a pair, {n:,} composites"] = (n / rows["median"] / 60).map(short)
-    return f"{_markdown(table)}\n\nMeasured on {measured_bench().attrs['machine']}."
+    return f"{_markdown(table)}\n\nMeasured on {measured.benchmark().attrs['machine']}."
 
 
 def schedules() -> str:
     """All measured schedules against the published one."""
-    others = sorted(set(_measured("cifar10").schedule) - {"fast", "paper"})
+    cases = measured.schedules()
+    others = sorted(set(cases["cifar10"].schedule) - {"fast", "paper"})
     pairs = [("cifar10", "fast"), ("imagenet", "fast"), *(("cifar10", name) for name in others)]
-    rows = pd.concat([compare_schedules(_measured(case), [(name, "paper")]).assign(case=case) for case, name in pairs])
+    rows = pd.concat([compare_schedules(cases[case], [(name, "paper")]).assign(case=case) for case, name in pairs])
     table = rows[["case", "schedule", "score", "n"]].rename(columns={"n": "images"})
     table["published"], table["this schedule"] = rows.reference_value.map(short), rows.value.map(short)
     table["difference [95 %]"] = [f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in rows.itertuples()]
@@ -200,7 +205,7 @@ def schedules() -> str:
 
 def bench() -> str:
     """The ratios of the benchmark."""
-    rows, table = pd.DataFrame(_bench()["rows"]), measured_bench()
+    rows, table = pd.DataFrame(measured.recorded_benchmark()["rows"]), measured.benchmark()
     ratios = rows[rows.name == "salkit float32 / released"].groupby("task", sort=False)["median"]
     summary = " and ".join(f"{task} {short(each.min())} to {short(each.max())} times" for task, each in ratios)
     where = f"Measured on {table.attrs['machine']}. In float32, over these nets: {summary} as fast as the released way."
@@ -209,7 +214,7 @@ def bench() -> str:
 
 def memory() -> str:
     """How time and peak memory grow."""
-    table = pd.json_normalize(_bench()["growth"])
+    table = pd.json_normalize(measured.recorded_benchmark()["growth"])
     table["seconds"], table["peak MB"] = table.seconds.map(short), table.megabytes.round().astype(int)
     table = table.rename(columns={"work.task": "task", "axis": "changed"} | {f"work.{size}": size for size in ("images", "labels", "side")})
     return _markdown(table[["task", "changed", "images", "labels", "side", "composites", "seconds", "peak MB"]])
@@ -228,32 +233,12 @@ def _outputs(notebook: str) -> Iterator[tuple[str, dict[str, Any]]]:
     return (("".join(cell["source"]), output["data"]) for cell in cells for output in cell.get("outputs", []) if "data" in output)
 
 
-def _recording(profile: str) -> dict[str, Any]:
-    """Notebook -> its recorded seconds and values; empty for a profile that was not recorded."""
-    path = ROOT / "data" / "expected" / f"{profile}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def _minutes(profile: str) -> int:
-    return round(sum(entry["seconds"] for entry in _recording(profile).values()) / 60)
+    return round(sum(entry["seconds"] for entry in expected_values(profile).values()) / 60)
 
 
 def _values(notebook: str) -> dict[str, float]:
-    return {name: number for name, (number, _) in _recording(RECORDED)[notebook]["values"].items()}
-
-
-def _paper(metric: str) -> str:
-    """The paper's number for its own method, as printed in its Table 1."""
-    table = pd.read_csv(ROOT / "data" / "paper" / "table1.csv", dtype=str)
-    return table[(table.method == "Ours") & (table.metric == metric)].value.item()
-
-
-def _table1_claims() -> pd.DataFrame:
-    return recorded_table("03_imagenette_table1", "TV raises soundness", "paper", "ours", "verdict")
-
-
-def _theory_claims() -> pd.DataFrame:
-    return recorded_table("01_theory_toy_model", SOUND_INTERVALS, "needed", "verdict")
+    return {name: number for name, (number, _) in expected_values(RECORDED)[notebook]["values"].items()}
 
 
 def _composites(study: Study) -> int:
@@ -261,19 +246,10 @@ def _composites(study: Study) -> int:
     return study.learned_mask(PROTOCOLS["paper"]).cost().forward_backward
 
 
-def _measured(case: str) -> pd.DataFrame:
-    table = pd.read_csv(ROOT / "data" / "measured" / "passes_to_quality.csv")
-    return table[table.case == case]
-
-
 def _ends(case: str) -> pd.DataFrame:
     """Scores of each image at the end of the published schedule."""
-    scores = per_image(_measured(case).query("schedule == 'paper'"))
+    scores = per_image(measured.schedules()[case].query("schedule == 'paper'"))
     return scores[scores.composites == scores.composites.max()]
-
-
-def _bench() -> dict[str, Any]:
-    return json.loads((ROOT / "data" / "measured" / "bench_cpu.json").read_text())
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -19,17 +19,8 @@ from salkit.models.passes import pass_size
 from salkit.models.zoo import load_classifier
 from salkit.saliency_metric import ALPHAS
 from salkit.scores import PROTOCOLS
-from salkit.studies.profiles import (
-    CHEAP_ROWS,
-    SANITY_ROWS,
-    Study,
-    get_profile,
-    masker_recipes,
-    our_methods,
-    picture_methods,
-    table1_methods,
-    tv_sweep_methods,
-)
+from salkit.studies import profiles
+from salkit.studies.profiles import Study, get_profile
 from salkit.studies.quality import scored_steps
 
 
@@ -53,10 +44,10 @@ def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
     """
     chosen, protocol, device = get_profile(profile), PROTOCOLS["paper"], resolve_device(device)
     cifar10, imagenette = chosen.cifar10, chosen.imagenette
-    sweep, table1 = tv_sweep_methods(cifar10, chosen.tvs, protocol), table1_methods(imagenette, protocol)
+    sweep, table1 = profiles.tv_sweep_methods(cifar10, chosen.tvs, protocol), profiles.table1_methods(imagenette, protocol)
     n, n_labels = imagenette.n_images, len(imagenette.labels or range(10))
-    figure2 = picture_methods(imagenette, protocol, "Ours", "Ours (TV=0.001)", "Ours (cheating)")
-    gallery = picture_methods(imagenette, protocol, "Ours")
+    figure2 = profiles.picture_methods(imagenette, protocol, "Ours", "Ours (TV=0.001)", "Ours (cheating)")
+    gallery = profiles.picture_methods(imagenette, protocol, "Ours")
     figures = [(figure2, 1, 2), (table1, imagenette.own_label_images, 2), (gallery, 1, n_labels)]
     # The saliency metric: a map of every held-out image and a crop for each threshold, then two crops of every image.
     held_out = count_passes(replace(imagenette, n_points=0), table1, imagenette.held_out, 1)
@@ -64,10 +55,10 @@ def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
     again = count_passes(replace(imagenette, n_points=0), {k: m for k, m in table1.items() if not maps_are_kept(m)}, n, 1)
     crops = len(table1) * (imagenette.held_out * len(ALPHAS) + 2 * n)
     main = count_passes(imagenette, table1, n, n_labels, blur_games=True)
-    ours = our_methods(imagenette, protocol)
-    cheap = {name: table1[name] for name in CHEAP_ROWS}
+    ours = profiles.our_methods(imagenette, protocol)
+    cheap = {name: table1[name] for name in profiles.CHEAP_ROWS}
     grid = [(ours, imagenette.grid_images, n_labels)] * 3 + [(cheap, imagenette.grid_images, n_labels)]
-    sanity = {name: table1[name] for name in SANITY_ROWS}
+    sanity = {name: table1[name] for name in profiles.SANITY_ROWS}
     passes = {
         "00_train_maskers": _training_passes(imagenette),
         "01_theory_toy_model": (0, 0),
@@ -107,7 +98,7 @@ def _training_passes(study: Study) -> tuple[int, int]:
     """Notebook 00: one forward pass an image; in phases that learn masks also two forward-backward passes."""
     forward = forward_backward = 0
     classifier = load_classifier(study.classifier, pretrained=False)
-    for recipe in masker_recipes(study).values():
+    for recipe in profiles.masker_recipes(study).values():
         masker = make_masker(classifier, taps_of(study.classifier), recipe, _side(study.classifier))
         for stage in stages(masker, recipe):
             images = stage.batch_size * stage.n_steps

@@ -83,12 +83,12 @@ def exclusion_p_value(mean: float, paper: float, n: int) -> float:
     """
     if paper != paper or not n:
         return float("nan")
-    nearest = min(max(mean, paper - ROUNDING), paper + ROUNDING)
-    return min(1.0, 2 * float(np.exp(-n * _coin_divergence(mean, nearest))))
+    return min(1.0, 2 * float(np.exp(-n * _divergence(mean, paper))))
 
 
-def _coin_divergence(a: float, b: float) -> float:
-    a, b = min(max(a, 0.0), 1.0), min(max(b, 1e-9), 1 - 1e-9)
+def _divergence(mean: float, paper: float) -> float:
+    """Kullback-Leibler divergence of two coins; the paper's may be off by its rounding."""
+    a, b = np.clip(mean, 0, 1), np.clip(np.clip(mean, paper - ROUNDING, paper + ROUNDING), 1e-9, 1 - 1e-9)
     return float(special.rel_entr(a, b) + special.rel_entr(1 - a, 1 - b))
 
 
@@ -112,15 +112,13 @@ def cell_summary(grid: Grid, paper: pd.DataFrame, n_resamples: int = 2_000, seed
         draws = rng.integers(ours.shape[-1], size=(n_resamples, ours.shape[-1]))
         resampled = np.abs(ours[..., draws].mean(-1) - target[..., None]).mean((0, 1))
         distance = np.abs(ours.mean(-1) - target).mean(0)
-        order = [_rank_correlation(ours.mean(-1)[:, i], target[:, i]) for i in range(len(METRICS))]
+        order = map(_rank_correlation, ours.mean(-1).T, target.T)
         cell = table[(table[CELL] == pd.Series(names)).all(axis=1) & table.paper.notna()]
-        excluded = int(cell.excluded.sum())
-        low, high = np.quantile(resampled, [0.025, 0.975])
-        pairs = zip(cell.ours, cell.paper, strict=True)
-        farthest = max(_coin_divergence(a, min(max(a, b - ROUNDING), b + ROUNDING)) for a, b in pairs)
+        excluded, ends = int(cell.excluded.sum()), np.quantile(resampled, [0.025, 0.975])
+        farthest = max(map(_divergence, cell.ours, cell.paper))
         needed = float(np.ceil(np.log(2 * len(cell) / 0.05) / farthest)) if farthest else float("inf")
         verdict = "excluded" if excluded else "compatible"
-        rows.append([*names.values(), *distance, *order, distance.mean(), low, high, excluded, len(cell), verdict, ours.shape[-1], needed])
+        rows.append([*names.values(), *distance, *order, distance.mean(), *ends, excluded, len(cell), verdict, ours.shape[-1], needed])
     by_metric = [f"{kind}_{metric}" for kind in ("distance", "order") for metric in METRICS]
     columns = [*CELL, *by_metric, "distance", "low", "high", "excluded", "compared", "verdict", "n", "n_to_exclude"]
     return pd.DataFrame(rows, columns=columns).sort_values("distance", ignore_index=True)
@@ -143,10 +141,9 @@ def requirements(grid: Grid, method: str = "Ours", level: float = 0.84) -> pd.Da
         g = xr.DataArray(auc(torch.from_numpy(one.insertion_curve.transpose("image", "label", "kept").values)).numpy(), one.prob.coords)
         predicted = one.prob == one.prob.max("label")
         largest = g.where(~predicted).max("label")
-        sound = {name: g <= np.maximum(one.prob, eps) / level for name, (_, eps) in THRESHOLDS.items()}
         share = (g / one.prob).where(predicted).max("label")
         for thresholds, (_, eps) in THRESHOLDS.items():
-            below = float(sound[thresholds].where(~predicted, True).all("label").mean())
+            below = float((predicted | (g <= np.maximum(one.prob, eps) / level)).all("label").mean())
             rows.append([softmax, loss, thresholds, eps / level, float(largest.median()), below, float(share.median()), one.sizes["image"]])
     columns = ["softmax", "loss", "thresholds", "g_allowed", "g_false", "images_below", "g_over_f", "n"]
     return pd.DataFrame(rows, columns=columns)

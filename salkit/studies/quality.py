@@ -66,9 +66,23 @@ def learning_quality(
     n, k = targets.shape
     pairs, names, target = inputs.repeat_interleave(k, 0), [i for i in images.ids for _ in range(k)], targets.flatten().to(place)
     f = prob.gather(1, targets.to(place)).flatten().tolist()
+
+    def learned(method: LearnedMask) -> dict[int, Tensor]:
+        """Composites spent on a pair -> heatmaps `(N, H, W)`, after each of `scored_steps`."""
+        wanted = sorted(scored_steps(method, most))
+
+        def learn(rows: Tensor) -> Tensor:
+            along = method.trajectory(classifier, pairs[rows], target[rows], pool.images, seed, [names[i] for i in rows])
+            steps = enumerate(itertools.islice(along, wanted[-1]), 1)
+            return torch.stack([logits.clone() for step, logits in steps if step in wanted], 1)
+
+        cost = method.composites_per_step
+        logits = pass_by_pass(learn, names, pass_size(pairs, cost), pairs.device)
+        return {step * cost: heatmaps_one_by_one(method, logits[:, i], pairs.shape[-2:]) for i, step in enumerate(wanted)}
+
     rows = []
     for name, method in methods.items():
-        for spent, heatmaps in _learn_along(method, classifier, pairs, target, pool.images, names, seed, most).items():
+        for spent, heatmaps in learned(method).items():
             g = auc(insertion_curve(classifier, pairs, target, heatmaps, n_steps=n_points)).tolist()
             rows += [[name, seed, names[j], int(target[j]), spent, f[j], g[j], j % k == 0] for j in range(n * k)]
     return pd.DataFrame(rows, columns=["schedule", "seed", "image", "label", "composites", "f", "g", "predicted"])
@@ -89,30 +103,6 @@ def scored_steps(method: LearnedMask, most: int | None = None) -> set[int]:
     """
     last = method.n_steps if most is None else min(method.n_steps, max(1, most // method.composites_per_step))
     return {step for power in range(6) for lead in (1, 2, 5) if (step := lead * 10**power) < last} | {last}
-
-
-def _learn_along(
-    method: LearnedMask,
-    classifier: Classifier,
-    inputs: Tensor,
-    target: Tensor,
-    pool: Tensor,
-    ids: Sequence[str],
-    seed: int,
-    most: int | None,
-) -> dict[int, Tensor]:
-    """Heatmaps `(N, H, W)` after 1, 2, 5, 10, 20, ... steps and the last one: composites spent on a pair -> heatmaps."""
-    wanted = sorted(scored_steps(method, most))
-
-    def learn(rows: Tensor) -> Tensor:
-        along = method.trajectory(classifier, inputs[rows], target[rows], pool, seed, [ids[i] for i in rows])
-        steps = enumerate(itertools.islice(along, wanted[-1]), 1)
-        return torch.stack([logits.clone() for step, logits in steps if step in wanted], 1)
-
-    logits = pass_by_pass(learn, ids, pass_size(inputs, method.composites_per_step), inputs.device)
-    return {
-        step * method.composites_per_step: heatmaps_one_by_one(method, logits[:, i], inputs.shape[-2:]) for i, step in enumerate(wanted)
-    }
 
 
 def per_image(measured: pd.DataFrame) -> pd.DataFrame:

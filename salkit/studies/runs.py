@@ -31,19 +31,8 @@ from salkit.methods.masker_training import make_masker, taps_of, train_masker
 from salkit.models.classifier import Classifier, resolve_device
 from salkit.models.zoo import load_classifier
 from salkit.scores import PROTOCOLS, Protocol
-from salkit.studies.profiles import (
-    CHEAP_ROWS,
-    PAPER_ROWS,
-    SANITY_ROWS,
-    Profile,
-    Study,
-    get_profile,
-    masker_recipes,
-    our_methods,
-    picture_methods,
-    table1_methods,
-    tv_sweep_methods,
-)
+from salkit.studies import profiles
+from salkit.studies.profiles import Profile, Study, get_profile
 from salkit.studies.quality import learning_quality
 from salkit.studies.sanity import STAGES, layer_randomisation
 
@@ -98,7 +87,7 @@ class Runs:
     def tv_sweep(self) -> xr.Dataset:
         """Evaluate the CIFAR-10 sweep (notebook 02), with curves and heatmaps."""
         study = self.chosen.cifar10
-        methods = tv_sweep_methods(study, self.chosen.tvs, PROTOCOLS["paper"])
+        methods = profiles.tv_sweep_methods(study, self.chosen.tvs, PROTOCOLS["paper"])
         return self._evaluate("tv_sweep", study, methods, keep_curves=True, keep_heatmaps=True)
 
     def table1(self) -> xr.Dataset:
@@ -120,11 +109,11 @@ class Runs:
         """
         study = self.chosen.imagenette
         methods = self._methods()
-        cheap = {name: methods[name] for name in CHEAP_ROWS}
-        names = [*our_methods(study, PROTOCOLS["paper"]), *cheap]
+        cheap = {name: methods[name] for name in profiles.CHEAP_ROWS}
+        names = [*profiles.our_methods(study, PROTOCOLS["paper"]), *cheap]
         grid = {("all", "nll"): self.table1().isel(image=slice(study.grid_images)).sel({"method": names})}
         for protocol in (Protocol("all", loss="released"), Protocol("labels", loss="nll"), Protocol("labels", loss="released")):
-            learned = self._grid(study, our_methods(study, protocol), protocol)
+            learned = self._grid(study, profiles.our_methods(study, protocol), protocol)
             if protocol.softmax_over == "all":
                 rest = grid["all", "nll"].sel({"method": list(cheap)})
             else:
@@ -146,7 +135,7 @@ class Runs:
             result = _joined([grid, more[list(grid.data_vars)]])
         curves = torch.from_numpy(result.insertion_curve.transpose("method", "image", "label", "kept").values)
         areas = result.insertion_auc.transpose("method", "image", "label").copy(data=auc(curves, rule).numpy())
-        rows = [name for name in table1.method.values if name in result.method.values and name in PAPER_ROWS]
+        rows = [name for name in table1.method.values if name in result.method.values and name in profiles.PAPER_ROWS]
         return rescore(result.assign(insertion_auc=areas), protocol).sel({"method": rows})
 
     def two_labels(self, *, picture: bool = False) -> xr.Dataset:
@@ -160,7 +149,7 @@ class Runs:
         """
         study = replace(self.chosen.imagenette, held_out=0)
         if picture:
-            methods = picture_methods(study, PROTOCOLS["paper"], "Ours", "Ours (TV=0.001)", "Ours (cheating)")
+            methods = profiles.picture_methods(study, PROTOCOLS["paper"], "Ours", "Ours (TV=0.001)", "Ours (cheating)")
         else:
             methods = self._methods()
         maskers = [method.network() for method in methods.values() if isinstance(method, MaskerMethod)]
@@ -178,7 +167,7 @@ class Runs:
     def gallery(self) -> xr.Dataset:
         """Evaluate the paper's method for every label of the image whose prediction is the most confident."""
         study = replace(self.chosen.imagenette, held_out=0)
-        ours = picture_methods(study, PROTOCOLS["paper"], "Ours")
+        ours = profiles.picture_methods(study, PROTOCOLS["paper"], "Ours")
 
         def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, None]:
             return images.subset([int(prob.amax(1).argmax())]), None
@@ -187,32 +176,23 @@ class Runs:
 
     def sanity(self) -> xr.Dataset:
         """Layer randomisation (notebook 05) of ours and two cheap methods, in both modes, on a few images."""
-        study, protocol = self.chosen.imagenette, PROTOCOLS["paper"]
-        table1 = self._methods()
-        methods = {name: table1[name] for name in SANITY_ROWS}
-        classifier = load_classifier(study.classifier, study.labels, protocol.softmax_over)
-        images = study.images()
-        images = images.sample(min(study.sanity_images, len(images)), self.seed)
-        pool = load_distractors(study.data, n=study.pool, seed=self.seed)
+        study, table1 = self.chosen.imagenette, self._methods()
+        classifier = load_classifier(study.classifier, study.labels, PROTOCOLS["paper"].softmax_over)
+        images = self._sample(study.images(), study.sanity_images)
+        scene = (classifier, STAGES[study.classifier], images, {name: table1[name] for name in profiles.SANITY_ROWS})
         with self._engine() as engine:
-            return layer_randomisation(
-                *(classifier, STAGES[study.classifier], images, methods),
-                distractors=pool,
-                seed=self.seed,
-                device=self.device,
-                engine=engine,
-            )
+            return layer_randomisation(*scene, distractors=self._pool(study), seed=self.seed, device=self.device, engine=engine)
 
     def schedules(self) -> dict[str, pd.DataFrame]:
         """Scores during learning with both schedules, for a few images of each study (notebook 07): data set -> `learning_quality`."""
         scores = {}
         for study, scale in ((self.chosen.cifar10, 1), (self.chosen.imagenette, 4)):
-            images, (n, labels_per_image, most) = study.images(), study.followed
+            n, labels_per_image, most = study.followed
             scores[study.data] = self.table(
                 learning_quality,
                 classifier=load_classifier(study.classifier, study.labels, "all", self.device),
-                images=images.sample(min(n, len(images)), self.seed),
-                pool=load_distractors(study.data, n=study.pool, seed=self.seed),
+                images=self._sample(study.images(), n),
+                pool=self._pool(study),
                 methods={name: LearnedMask(scale, l1=study.l1, schedule=name) for name in SCHEDULES},
                 labels_per_image=labels_per_image,
                 n_points=study.followed_points,
@@ -254,21 +234,26 @@ class Runs:
         if study.preset == "fast":
             files = files.subset([i for i, label in enumerate(files.labels) if label not in (study.labels or ())])
         curves = []
-        for name, recipe in masker_recipes(study).items():
+        for name, recipe in profiles.masker_recipes(study).items():
             recipe = replace(recipe, seed=self.seed)
             settings = {"recipe": recipe, "classifier": study.classifier, "data": study.data}
             key = describe_experiment("masker", name, 1, **settings).key
             path = folder / f"{name}-{study.classifier}.safetensors"
             if not path.is_file() or masker_metadata(path).get("settings_key") != key:
                 classifier = load_classifier(study.classifier, device=resolve_device(self.device))
-                held_out = study.images()
-                held_out = held_out.sample(min(200, len(held_out)), self.seed)
+                held_out = self._sample(study.images(), 200)
                 masker = make_masker(classifier, taps_of(study.classifier), recipe, held_out.images.shape[-1])
                 log = train_masker(masker, classifier, files, held_out, recipe, state_path=folder / f"{name}-{key}.state")
                 trained = {"classifier": study.classifier, "recipe": asdict(recipe), "n_train": len(files.ids), "n_val": len(held_out)}
                 save_masker(masker, path, trained | {"log": log, "settings_key": key})
             curves.append(pd.DataFrame(masker_metadata(path)["log"]).assign(masker=name))
         return pd.concat(curves, ignore_index=True)
+
+    def _sample(self, images: ImageSet, n: int) -> ImageSet:
+        return images.sample(min(n, len(images)), self.seed)
+
+    def _pool(self, study: Study) -> ImageSet:
+        return load_distractors(study.data, n=study.pool, seed=self.seed)
 
     @property
     def _checkpoints(self) -> Path | None:
@@ -280,14 +265,14 @@ class Runs:
         with open_engine(kept, self.executor, self.workers) as engine:
             yield engine
 
-    def _methods(self, protocol: Protocol = PROTOCOLS["paper"], **settings: object) -> dict[str, SaliencyMethod]:
-        return table1_methods(self.chosen.imagenette, protocol, self._checkpoints, **settings)
+    def _methods(self, protocol: Protocol = PROTOCOLS["paper"]) -> dict[str, SaliencyMethod]:
+        return profiles.table1_methods(self.chosen.imagenette, protocol, self._checkpoints)
 
     def _grid(self, study: Study, methods: dict[str, SaliencyMethod], protocol: Protocol, rows: str = "ours") -> xr.Dataset:
         """Evaluate methods under another protocol, on the first images of Table 1."""
 
         def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, None]:
-            sample = images.sample(min(study.n_images, len(images)), self.seed)
+            sample = self._sample(images, study.n_images)
             return sample.subset(range(min(study.grid_images, len(sample)))), None
 
         name = f"grid_{protocol.softmax_over}_{protocol.loss}_{rows}"
@@ -308,27 +293,13 @@ class Runs:
         with self._engine() as engine:
             if pick is None:
                 images, rest = images.split(min(study.n_images, len(images)), self.seed)
-                held_out = rest.sample(min(study.held_out, len(rest)), self.seed) if study.held_out and len(rest) else None
+                held_out = self._sample(rest, study.held_out) if study.held_out and len(rest) else None
             else:
                 images, targets = pick(images, probabilities(classifier, images, engine, self.device))
-            result = evaluate(
-                classifier,
-                images,
-                methods,
-                targets=targets,
-                distractors=load_distractors(study.data, n=study.pool, seed=self.seed),
-                protocol=protocol,
-                n_steps=study.n_points,
-                held_out=held_out,
-                seed=self.seed,
-                images_per_batch=study.images_per_batch,
-                device=self.device,
-                store=engine.store,
-                name=name,
-                executor=self.executor,
-                workers=self.workers,
-                **kept,  # type: ignore[arg-type]
-            )
+            given: dict[str, Any] = {"targets": targets, "distractors": self._pool(study), "held_out": held_out, "protocol": protocol}
+            given |= {"n_steps": study.n_points, "images_per_batch": study.images_per_batch, "seed": self.seed, "device": self.device}
+            given |= {"store": engine.store, "executor": self.executor, "workers": self.workers}
+            result = evaluate(classifier, images, methods, name=name, **given | kept)
         return result.assign_attrs(data=study.data, classifier=study.classifier)
 
 

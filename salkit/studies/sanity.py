@@ -30,13 +30,8 @@ from salkit.progress import progress_bar
 Mode = Literal["cascading", "independent"]
 Explain = Literal["original", "randomised"]
 
-_CIFAR_RESNET: dict[str, tuple[str, ...]] = {
-    "output": ("output",),
-    "stage3": ("features.stage3",),
-    "stage2": ("features.stage2",),
-    "stage1": ("features.stage1",),
-    "init": ("features.init_block",),
-}
+_CIFAR_STAGES: dict[str, tuple[str, ...]] = {f"stage{i}": (f"features.stage{i}",) for i in (3, 2, 1)}
+_CIFAR_RESNET: dict[str, tuple[str, ...]] = {"output": ("output",)} | _CIFAR_STAGES | {"init": ("features.init_block",)}
 
 STAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "cifar10-resnet20": _CIFAR_RESNET,
@@ -49,14 +44,7 @@ STAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "blocks 1-4": tuple(f"_blocks.{i}" for i in range(1, 5)),
         "stem": ("_blocks.0", "_conv_stem", "_bn0"),
     },
-    "resnet50": {
-        "fc": ("fc",),
-        "layer4": ("layer4",),
-        "layer3": ("layer3",),
-        "layer2": ("layer2",),
-        "layer1": ("layer1",),
-        "conv1": ("conv1", "bn1"),
-    },
+    "resnet50": {**{name: (name,) for name in ("fc", "layer4", "layer3", "layer2", "layer1")}, "conv1": ("conv1", "bn1")},
 }
 """Classifier -> its stages from the output to the input -> names of the modules of each."""
 
@@ -158,7 +146,8 @@ def layer_randomisation(
         prediction = predict(classifier)
         original, parts = maps(classifier, prediction), []
         for mode, last in progress_bar(list(product(modes, range(len(stages)))), show_progress, desc="randomised nets"):
-            net = randomise(classifier.net, _modules(stages, mode, last), seed)
+            together = list(stages.values())[0 if mode == "cascading" else last : last + 1]
+            net = randomise(classifier.net, [name for stage in together for name in stage], seed)
             changed = Classifier(net, classifier.labels, classifier.softmax_over)
             heatmaps = maps(changed, prediction if explain == "original" else predict(changed))
             parts.append(_similarities(original, heatmaps) | {"heatmap": heatmaps[:, 0]})
@@ -170,12 +159,6 @@ def layer_randomisation(
     result["heatmap"] = ((*dims, "y", "x"), arrays["heatmap"])
     result["original"] = (("method", "y", "x"), original[:, 0])
     return result.assign(pixels=(("y", "x", "channel"), images.subset([0]).pixels()[0].numpy()))
-
-
-def _modules(stages: Mapping[str, Sequence[str]], mode: Mode, last: int) -> list[str]:
-    """Modules of the stage of this number, and with `"cascading"` of all stages before it."""
-    first = 0 if mode == "cascading" else last
-    return [module for stage in list(stages.values())[first : last + 1] for module in stage]
 
 
 def _similarities(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:

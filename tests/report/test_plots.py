@@ -2,24 +2,14 @@
 
 import itertools
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-
-mpl.use("Agg")
-
 from matplotlib import pyplot as plt
 
 from salkit.report import maps, plots, tables
 from salkit.studies.quality import SCORES
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture

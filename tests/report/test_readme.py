@@ -17,17 +17,8 @@ PAGES = [*readme.pages(), ROOT / "CONTRIBUTING.md", *sorted((ROOT / "data").rglo
 TEXT = {page: page.read_text() for page in PAGES}
 
 
-def blocks(text):
-    return re.findall(r"<!-- begin: (\S+) -->", text)
-
-
 def python_blocks(page):
     return re.findall(r"```python\n(.*?)```", TEXT[ROOT / page], re.DOTALL)
-
-
-def anchors(text):
-    """GitHub's names of the headings of a page."""
-    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
 
 
 @pytest.mark.parametrize("page", readme.pages(), ids=lambda page: page.name)
@@ -36,7 +27,7 @@ def test_blocks_hold_the_recorded_numbers(page):
 
 
 def test_every_block_is_shown_once_and_a_typed_number_is_noticed():
-    assert sorted(name for page in readme.pages() for name in blocks(TEXT[page])) == sorted(readme.BLOCKS)
+    assert sorted(name for page in readme.pages() for name in re.findall(r"<!-- begin: (\S+) -->", TEXT[page])) == sorted(readme.BLOCKS)
     text = TEXT[ROOT / "README.md"]
     typed = re.sub(r"(?<=tables and figures: )\d+", "99999", text)
     assert typed != text
@@ -50,17 +41,17 @@ def test_the_first_figure_is_the_recorded_one():
     assert readme.FIGURE1.read_bytes() == readme.figure1(), "run `make readme`"
 
 
-def notebook(folder, *outputs):
-    cells = [{"source": ["# figure1_masks"], "outputs": [{"data": data}]} for data in outputs]
-    (folder / "notebooks").mkdir()
-    (folder / "notebooks" / "02_cifar10_tv_sweep.ipynb").write_text(json.dumps({"cells": cells}))
-
-
 def test_recorded_outputs_are_found_by_what_they_show(tmp_path, monkeypatch):
     monkeypatch.setattr(readme, "ROOT", tmp_path)
+    (tmp_path / "notebooks").mkdir()
     html = "<table><tr><th></th><th>ours</th></tr><tr><th>claim</th><th></th></tr><tr><th>{}</th><td>0 &lt; 1</td></tr></table>"
     image = base64.b64encode(b"image").decode()
-    notebook(tmp_path, {"text/html": html.format("a")}, {"text/html": html.format("b")}, {"image/png": image})
+
+    def record(*outputs):
+        cells = [{"source": ["# figure1_masks"], "outputs": [{"data": data}]} for data in outputs]
+        (tmp_path / "notebooks" / "02_cifar10_tv_sweep.ipynb").write_text(json.dumps({"cells": cells}))
+
+    record({"text/html": html.format("a")}, {"text/html": html.format("b")}, {"image/png": image})
     assert readme.recorded_table("02_cifar10_tv_sweep", "b", "ours").to_dict("index") == {"b": {"ours": "0 < 1"}}
     assert readme.figure1() == b"image"
     for row, column in (("c", "ours"), ("a", "theirs")):
@@ -68,11 +59,7 @@ def test_recorded_outputs_are_found_by_what_they_show(tmp_path, monkeypatch):
             ValueError, match=rf"02_cifar10_tv_sweep: expected a recorded table with a row '{row}' and columns \['{column}'\]"
         ):
             readme.recorded_table("02_cifar10_tv_sweep", row, column)
-
-
-def test_a_figure_that_was_not_recorded_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(readme, "ROOT", tmp_path)
-    notebook(tmp_path, {"text/plain": "no image"})
+    record({"text/plain": "no image"})
     with pytest.raises(ValueError, match="02_cifar10_tv_sweep: expected a recorded image"):
         readme.figure1()
 
@@ -90,7 +77,9 @@ def test_links_resolve():
         file, _, anchor = link.partition("#")
         target = page.parent / file if file else page
         assert target.exists(), (page, link)
-        assert not anchor or anchor in anchors(target.read_text()), (page, link)
+        titles = re.findall(r"^#+ (.+)$", target.read_text() if anchor else "", re.MULTILINE)
+        # GitHub's names of the headings.
+        assert anchor in {"", *(re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles)}, (page, link)
 
 
 def test_commands_and_targets_exist():
@@ -103,9 +92,8 @@ def test_commands_and_targets_exist():
     named = re.findall(r"python -m salkit ([a-z-]+)([^`\n]*)", every)
     assert len(named) > 5
     for name, arguments in named:
-        options = {option for parameter in commands[name].params for option in parameter.opts}
-        for sub in getattr(commands[name], "commands", {}).values():
-            options |= {option for parameter in sub.params for option in parameter.opts}
+        both = [commands[name], *getattr(commands[name], "commands", {}).values()]
+        options = {option for command in both for parameter in command.params for option in parameter.opts}
         assert set(re.findall(r" (--[a-z-]+)", arguments.partition("#")[0])) <= options, (name, arguments)
 
 

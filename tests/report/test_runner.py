@@ -56,21 +56,6 @@ def test_the_first_failure_stops_the_run_and_names_the_cell(tmp_path, console):
     assert "03_never" not in page
 
 
-def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, console):
-    write_notebook(tmp_path / "01_first.ipynb", "1 + 1")
-    out = tmp_path / "out"
-    settings = {"output_dir": out, "console": console, "source": tmp_path}
-    with pytest.raises(ValueError, match=r"profile: expected one of .* got 'huge'"):
-        reproduce("huge", **settings)
-    with pytest.raises(ValueError, match=r"parameter: expected some of \['seed', .*'precision'\], got \['sead'\]"):
-        reproduce("smoke", parameters={"sead": 1}, **settings)
-    with pytest.raises(ValueError, match=r"schedule: expected one of .*, got 'slow'"):
-        reproduce("smoke", parameters={"schedule": "slow"}, **settings)
-    with pytest.raises(ValueError, match=r"notebook: expected the beginning of one of \['01_first'\], got '09'"):
-        reproduce("smoke", notebook="09", **settings)
-    assert not out.exists()
-
-
 def test_time_left_follows_the_pace_of_this_machine(console):
     now = [0.0]
     progress = Progress({"a": 10.0, "b": 20.0, "c": 30.0}, console, clock=lambda: now[0])

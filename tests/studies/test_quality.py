@@ -9,6 +9,8 @@ from salkit.methods import LearnedMask
 from salkit.models import Classifier
 from salkit.studies.quality import SCORES, compare_schedules, learning_quality, per_image
 
+COLUMNS = ["schedule", "seed", "image", "label", "composites", "f", "g", "predicted"]
+
 
 @pytest.fixture(scope="module")
 def samples():
@@ -23,10 +25,8 @@ def classifier():
 
 def test_scores_along_the_way_end_where_learning_ends(classifier, samples):
     images = samples.subset([3, 7])
-    methods = {
-        "a": LearnedMask(scale=4, n_steps=7, n_distractors=2),
-        "b": LearnedMask(scale=4, schedule="fast", n_steps=3, n_distractors=2),
-    }
+    steps = {"a": {"n_steps": 7}, "b": {"n_steps": 3, "schedule": "fast"}}
+    methods = {name: LearnedMask(scale=4, n_distractors=2, **settings) for name, settings in steps.items()}
     found = learning_quality(classifier, images, samples, methods, 3, 8, seed=5)
     assert {name: sorted(set(rows.composites)) for name, rows in found.groupby("schedule")} == {"a": [2, 4, 10, 14], "b": [2, 4, 6]}
     prob = classifier(images.images).exp()
@@ -56,37 +56,34 @@ def test_stopping_early_is_the_beginning_of_the_whole(classifier, samples):
 
 def test_scores_of_an_image_by_hand():
     rows = [("m", 0, "x", 1, 10, 0.8, 0.6, True), ("m", 0, "x", 2, 10, 0.1, 0.4, False), ("m", 0, "x", 3, 10, 0.0, 0.002, False)]
-    table = pd.DataFrame(rows, columns=["schedule", "seed", "image", "label", "composites", "f", "g", "predicted"])
+    table = pd.DataFrame(rows, columns=COLUMNS)
     scores = per_image(table).iloc[0]
     # min(0.6 / 0.8, 1, 1), min(1, 0.1 / 0.4, 0.001 / 0.002), the prediction's g, and the mean of all.
     assert [scores[name] for name in SCORES] == pytest.approx([0.75, 0.25, 0.6, (0.6 + 0.4 + 0.002) / 3])
 
 
-def rows_of(schedule, values, composites=10, seed=0):
-    return [(schedule, seed, str(i), 1, composites, 1.0, value, True) for i, value in enumerate(values)]
+def table_of(*schedules):
+    """Measurements of one label an image from (schedule, composites, seed, g of each image)."""
+    rows = [(name, seed, str(i), 1, spent, 1.0, g, True) for name, spent, seed, values in schedules for i, g in enumerate(values)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+UNSURE = "too few images to say"
 
 
 @pytest.mark.parametrize(
-    ("values", "verdict"),
-    [
-        ([0.505] * 6, "equal"),
-        ([0.6, 0.61] * 3, "different"),
-        ([0.6, 0.4] * 3, "too few images to say"),
-        ([0.505, 0.52] * 3, "too few images to say"),
-    ],
+    ("values", "verdict"), [([0.505, 0.505], "equal"), ([0.6, 0.61], "different"), ([0.6, 0.4], UNSURE), ([0.505, 0.52], UNSURE)]
 )
 def test_schedules_are_told_apart_by_the_whole_interval(values, verdict):
-    columns = ["schedule", "seed", "image", "label", "composites", "f", "g", "predicted"]
     # What a schedule had on its way does not count.
-    table = pd.DataFrame([*rows_of("a", values), *rows_of("a", [0.0] * 6, 5), *rows_of("b", [0.5] * 6)], columns=columns)
+    table = table_of(("a", 10, 0, values * 3), ("a", 5, 0, [0.0] * 6), ("b", 10, 0, [0.5] * 6))
     found = compare_schedules(table, [("a", "b")]).set_index("score")
     assert found.loc["insertion AUC of the prediction", "verdict"] == verdict
     assert found.loc["worst-case completeness", "n"] == 6
 
 
 def test_seeds_count_with_their_mean_or_one_by_one():
-    columns = ["schedule", "seed", "image", "label", "composites", "f", "g", "predicted"]
-    table = pd.DataFrame([*rows_of("a", [0.4, 0.6]), *rows_of("a", [0.6, 0.6], seed=1), *rows_of("b", [0.5, 0.6])], columns=columns)
+    table = table_of(("a", 10, 0, [0.4, 0.6]), ("a", 10, 1, [0.6, 0.6]), ("b", 10, 0, [0.5, 0.6]))
     found = compare_schedules(table, [("a", "b"), ("a/1", "a/0")])
     differences = found[found.score == "insertion AUC of the prediction"].difference
     assert differences.tolist() == pytest.approx([0.0, 0.1])

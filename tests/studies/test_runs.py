@@ -9,7 +9,7 @@ from salkit import models
 from salkit.data import load_images
 from salkit.engine.identity import describe
 from salkit.evaluation.evaluate import evaluate
-from salkit.methods import RISE, FongVedaldi, LearnedMask, Phang, same_map_for_all_labels
+from salkit.methods import RISE, FongVedaldi, Phang, same_map_for_all_labels
 from salkit.methods.masker import save_masker
 from salkit.methods.masker_training import make_masker, taps_of
 from salkit.models import load_classifier
@@ -32,6 +32,8 @@ def test_profiles_change_sizes_and_the_paper_has_the_papers():
 
 def test_table1_settings_are_the_papers():
     methods = profiles.table1_methods(PROFILES["paper"].imagenette, PROTOCOLS["paper"])
+    assert set(profiles.PAPER_ROWS) == set(paper_values("table1").method) <= set(methods)
+    assert set(profiles.CHEAP_ROWS) <= set(profiles.PAPER_ROWS)
     ours = methods["Ours"]
     assert (ours.scale, ours.tv, ours.infill, ours.loss, ours.l1) == (4, 0.01, "random_image", "nll", 2e-5)
     assert methods["Ours (s=1)"].scale == 1
@@ -42,19 +44,7 @@ def test_table1_settings_are_the_papers():
     assert {name: (m.tv, m.scale, m.l1) for name, m in sweep.items()} == {"0": (0.0, 1, 1e-3), "0.1": (0.1, 1, 1e-3)}
 
 
-TINY = profiles.Study(
-    data="cifar10-samples",
-    classifier="cifar10-resnet20",
-    n_images=2,
-    pool=20,
-    n_steps=3,
-    n_distractors=2,
-    lr=0.1,
-    l1=1e-3,
-    n_points=4,
-    picture_steps=3,
-    masker_images=(12, 12, 12),
-)
+TINY = replace(PROFILES["smoke"].cifar10, n_images=2, n_steps=3, n_distractors=2, n_points=4, masker_images=(12, 12, 12))
 
 
 @pytest.mark.parametrize("known", [None, (0, 3, 5, 8)])
@@ -88,7 +78,7 @@ def test_equal_trainings_leave_equal_tables(tmp_path, monkeypatch):
     study = replace(TINY, labels=(0, 3, 5, 8))
     monkeypatch.setitem(PROFILES, "smoke", replace(PROFILES["smoke"], imagenette=study))
     recipes = {name: replace(profiles.masker_recipes(study)[name], size=32) for name in ("dabkowski_gal", "phang")}
-    monkeypatch.setattr(runs, "masker_recipes", lambda study: recipes)
+    monkeypatch.setattr(profiles, "masker_recipes", lambda study: recipes)
     first, second = (Runs("smoke", output_dir=tmp_path / name).train_maskers() for name in "ab")
     pd.testing.assert_frame_equal(first, second, check_exact=True)
     assert set(first.masker) == set(recipes)
@@ -99,8 +89,7 @@ def test_equal_trainings_leave_equal_tables(tmp_path, monkeypatch):
 def test_passes_are_counted_as_they_are_made():
     """Count the images that really go through the net and compare with the plan."""
     study = replace(TINY, labels=(0, 3, 5), n_steps=2, n_points=2)
-    # Two composites a pass: no pass is filled up.
-    methods = profiles.table1_methods(study, PROTOCOLS["paper"], internal_batch_size=2)
+    methods = profiles.table1_methods(study, PROTOCOLS["paper"], internal_batch_size=2)  # so that no pass is filled up
     # Each kind of cost. Left out: the line search of iGOS++ takes as many passes as it takes, LRP about two.
     names = ("Ours", "Ours (cheating)", "Gradient x Input", "Random", "Centered Gaussian", "Grad-CAM", "SmoothGrad")
     methods = {name: methods[name] for name in names}
@@ -147,12 +136,9 @@ def test_plan_scales_with_the_profile(monkeypatch):
 
 
 def test_auto_is_cuda_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert models.resolve_device("auto") == "cuda"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert models.resolve_device("auto") == "cpu"
-    assert models.resolve_device("cpu") == "cpu"
-    assert LearnedMask(n_steps=3, n_distractors=4).cost().forward_backward == 12
+    for there, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert (models.resolve_device("auto"), models.resolve_device("cpu")) == (device, "cpu")
 
 
 def test_shipped_maskers_go_first_and_their_content_counts(tmp_path):
@@ -160,19 +146,12 @@ def test_shipped_maskers_go_first_and_their_content_counts(tmp_path):
     own = profiles.masker_of("phang", "resnet50", tmp_path)
     assert own == tmp_path / "phang-resnet50.safetensors"
     method = Phang(own)
-    missing = str(describe(method))
-    own.write_bytes(b"one")
-    first = str(describe(method))
-    own.write_bytes(b"two")
-    assert len({missing, first, str(describe(method))}) == 3
+    seen = {str(describe(method))}
+    for content in (b"one", b"two"):
+        own.write_bytes(content)
+        seen.add(str(describe(method)))
+    assert len(seen) == 3
     assert describe(same_map_for_all_labels(method))["method"] == describe(method)
-
-
-def test_the_papers_rows_are_all_there():
-    methods = profiles.table1_methods(PROFILES["demo"].imagenette, PROTOCOLS["paper"])
-    known = paper_values("table1").method.unique()
-    assert set(profiles.PAPER_ROWS) == set(known) <= set(methods)
-    assert set(profiles.CHEAP_ROWS) <= set(profiles.PAPER_ROWS)
 
 
 def test_a_profile_keeps_its_schedule_unless_told_otherwise():

@@ -37,18 +37,16 @@ def test_only_the_named_modules_forget(net):
     assert changed_entries(net, randomise(net, ["3"])) == {"3.weight", "3.bias"}
     assert changed_entries(net, randomise(net, ["0", "3"])) == {"0.weight", "0.bias", "3.weight", "3.bias"}
     assert changed_entries(net, randomise(net, [])) == set()
+    with pytest.raises(ValueError, match=r"modules: expected names of modules of Sequential, got \['7', 'head'\]"):
+        randomise(net, ["0", "7", "head"])
 
 
 def test_batch_norms_forget_what_they_learned_and_keep_their_statistics(net):
     # The name of the block around it: modules inside are randomised too.
     changed = randomise(net, ["1"])
     assert changed_entries(net, changed) == {"1.0.weight", "1.0.bias"}
-    norm = changed[1][0]
-    assert norm.weight.tolist() == [1.0] * 4
-    assert norm.bias.tolist() == [0.0] * 4
-    assert norm.running_mean.tolist() == [0.5] * 4
-    assert norm.running_var.tolist() == [7.0] * 4
-    assert norm.num_batches_tracked.item() == 11
+    assert changed[1][0].weight.tolist() == [1.0] * 4
+    assert changed[1][0].bias.tolist() == [0.0] * 4
     assert not changed.training
 
 
@@ -70,11 +68,6 @@ def test_weights_are_drawn_as_for_a_new_layer(net):
     assert weight.abs().max().item() <= 0.02
     # The deviation of a uniform variable is its half width / sqrt(3); 100 000 draws know it to a third of a percent.
     assert weight.std().item() == pytest.approx(0.02 / 3**0.5, rel=0.02)
-
-
-def test_unknown_modules_are_named(net):
-    with pytest.raises(ValueError, match=r"modules: expected names of modules of Sequential, got \['7', 'head'\]"):
-        randomise(net, ["0", "7", "head"])
 
 
 @pytest.mark.parametrize("name", sorted(CLASSIFIERS))
@@ -100,23 +93,6 @@ def test_every_stage_forgets_all_its_weights(name):
             assert bool((value == 0.123).any()) != inside, (stage, parameter)
 
 
-def test_a_map_is_like_itself():
-    heatmap = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
-    # HOG and SSIM add up hundreds of rounded products.
-    assert similarity(heatmap, heatmap) == pytest.approx(dict.fromkeys(SIMILARITIES, 1.0), abs=1e-6)
-    shifted = similarity(heatmap, 3 * heatmap + 5)
-    assert [shifted[name] for name in ("spearman", "ssim", "hog")] == pytest.approx([1.0] * 3, abs=1e-5)
-    assert shifted["spearman_absolute"] < 0.9, "a shift changes the order of the magnitudes"
-
-
-def test_a_negated_map_has_the_contrary_ranks_and_the_same_magnitudes():
-    heatmap = np.random.default_rng(1).normal(size=(32, 32))
-    found = similarity(heatmap, -heatmap)
-    assert found["spearman"] == pytest.approx(-1)
-    assert found["spearman_absolute"] == pytest.approx(1)
-    assert found["ssim"] < 0
-
-
 def test_spearman_with_ties_is_the_correlation_of_mean_ranks():
     rng = np.random.default_rng(2)
     a, b = (rng.integers(-3, 4, (12, 12)).astype(float) for _ in range(2))
@@ -124,7 +100,6 @@ def test_spearman_with_ties_is_the_correlation_of_mean_ranks():
     mean_ranks = [[(np.sum(m < v) + np.sum(m <= v) + 1) / 2 for v in m.ravel()] for m in (a, b)]
     found = similarity(np.exp(a), b**3)  # increasing functions keep the ranks
     assert found["spearman"] == pytest.approx(np.corrcoef(mean_ranks)[0, 1], abs=1e-12)
-    assert found["spearman"] == pytest.approx(stats.spearmanr(a.ravel(), b.ravel()).statistic, abs=1e-12)
 
 
 def test_absolute_values_are_clipped_at_their_99th_percentile():
@@ -144,16 +119,12 @@ def test_ssim_is_the_formula_of_wang_et_al_on_maps_scaled_to_the_unit_interval()
     b = a + 0.7 * rng.normal(size=(40, 40))
     x, y = ((m - m.min()) / (m.max() - m.min()) for m in (a, b))
 
-    def mean(values):
-        # Windows of 11 x 11 with Gaussian weights of deviation 1.5, where they fit into the map.
-        return ndimage.gaussian_filter(values, 1.5, truncate=3.5)[5:-5, 5:-5]
-
+    # Windows of 11 x 11 with Gaussian weights of deviation 1.5, where they fit into the map.
+    mx, my, xx, yy, xy = (ndimage.gaussian_filter(values, 1.5, truncate=3.5)[5:-5, 5:-5] for values in (x, y, x * x, y * y, x * y))
     # scikit-image takes the sample covariance of 121 pixels.
-    unbiased = 121 / 120
-    cov = unbiased * (mean(x * y) - mean(x) * mean(y))
-    variances = unbiased * (mean(x * x) - mean(x) ** 2 + mean(y * y) - mean(y) ** 2)
+    cov, variances = 121 / 120 * (xy - mx * my), 121 / 120 * (xx - mx**2 + yy - my**2)
     c1, c2 = 0.01**2, 0.03**2
-    local = (2 * mean(x) * mean(y) + c1) * (2 * cov + c2) / ((mean(x) ** 2 + mean(y) ** 2 + c1) * (variances + c2))
+    local = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (variances + c2))
     assert similarity(a, b)["ssim"] == pytest.approx(local.mean(), abs=1e-9)
     assert 0.3 < local.mean() < 0.9
 
@@ -167,18 +138,6 @@ def test_gradients_are_compared_in_cells_of_a_fourteenth_of_the_side(side, cell)
     assert similarity(a, b)["hog"] == pytest.approx(np.corrcoef(*histograms)[0, 1], abs=1e-9)
 
 
-def test_unrelated_noise_is_like_nothing():
-    # Rank correlations of 56 x 56 independent pixels have deviation 1 / sqrt(3135) = 0.018. The others have mean and deviation 0.02 to 0.03
-    # (100 draws): SSIM's windows and HOG's blocks overlap and both hold numbers above 0. Four deviations or more are granted.
-    rng = np.random.default_rng(4)
-    for _ in range(5):
-        found = similarity(*rng.normal(size=(2, 56, 56)))
-        assert abs(found["spearman"]) < 0.08
-        assert abs(found["spearman_absolute"]) < 0.08
-        assert abs(found["ssim"]) < 0.12
-        assert abs(found["hog"]) < 0.15
-
-
 @pytest.mark.parametrize("value", [0.0, -1.5])
 def test_a_constant_map_is_like_nothing(value):
     flat, noise = np.full((32, 32), value), np.random.default_rng(5).random((32, 32))
@@ -186,15 +145,12 @@ def test_a_constant_map_is_like_nothing(value):
         assert similarity(*pair) == dict.fromkeys(SIMILARITIES, 0.0)
 
 
-@pytest.mark.parametrize("kind", ["one pixel", "two values"])
-def test_maps_whose_magnitudes_are_constant_stay_finite(kind):
+def test_maps_whose_magnitudes_are_constant_stay_finite():
     noise = np.random.default_rng(6).normal(size=(32, 32))
-    heatmap = np.zeros((32, 32)) if kind == "one pixel" else np.sign(noise)
-    if kind == "one pixel":
-        heatmap[3, 4] = 1.0
-    found = similarity(heatmap, noise)
-    assert found["spearman_absolute"] == 0.0
-    assert all(np.isfinite(value) for value in found.values())
+    for heatmap in (np.eye(1, 1024).reshape(32, 32), np.sign(noise)):  # one pixel; two values
+        found = similarity(heatmap, noise)
+        assert found["spearman_absolute"] == 0.0
+        assert np.isfinite(list(found.values())).all()
 
 
 NET_STAGES = {"output": ("output",), "middle": ("middle", "norm"), "first": ("first",)}
@@ -219,17 +175,13 @@ def randomised(scene):
 
 def test_dims_and_coordinates_of_layer_randomisation(randomised, scene):
     for name in SIMILARITIES:
-        assert randomised[name].dims == ("mode", "stage", "method", "image")
-        assert randomised[name].shape == (2, 3, 2, 2)
+        assert randomised[name].sizes == {"mode": 2, "stage": 3, "method": 2, "image": 2}
         assert (abs(randomised[name]) <= 1 + 1e-6).all()
-    assert randomised["mode"].values.tolist() == ["cascading", "independent"]
-    assert randomised.stage.values.tolist() == ["output", "middle", "first"]
-    assert randomised.method.values.tolist() == ["gradient", "gaussian"]
-    assert randomised.image.values.tolist() == list(scene[1].ids)
+    found = [randomised[name].values.tolist() for name in ("mode", "stage", "method", "image")]
+    assert found == [["cascading", "independent"], list(NET_STAGES), list(METHODS), list(scene[1].ids)]
 
 
 def test_a_map_that_ignores_the_net_survives_and_one_that_reads_it_does_not(randomised):
-    # The test the check is for.
     for name in SIMILARITIES:
         np.testing.assert_allclose(randomised[name].sel({"method": "gaussian"}), 1.0, atol=1e-6)
     # 1024 pixels: unrelated ranks have deviation 0.03; nothing but noise is left in the gradients of a random net.
@@ -237,15 +189,6 @@ def test_a_map_that_ignores_the_net_survives_and_one_that_reads_it_does_not(rand
     assert (abs(last.spearman) < 0.3).all()
     assert (last.ssim < 0.6).all()
     assert (randomised.spearman.sel({"method": "gradient"}) < 0.9).all()
-
-
-def test_cascading_starts_as_independent_does_and_then_goes_further(randomised):
-    gradient = randomised.sel({"method": "gradient"})
-    for name in SIMILARITIES:
-        cascading, independent = (gradient[name].sel({"mode": mode}) for mode in ("cascading", "independent"))
-        # The same net, seed and passes.
-        np.testing.assert_array_equal(cascading.isel(stage=0), independent.isel(stage=0))
-        assert (cascading.isel(stage=slice(1, None)) != independent.isel(stage=slice(1, None))).all()
 
 
 def test_layer_randomisation_against_nets_randomised_by_hand(randomised, scene):
@@ -276,12 +219,15 @@ class TargetAsMap:
 
 
 def test_either_prediction_can_be_explained(scene):
-    (classifier, images), stages = scene, {"output": ("output",)}
+    classifier, images = scene
     # With seed 6 the random nets predict what the net itself does, with seed 3 something else.
     for seed, agrees in ((6, True), (3, False)):
-        arguments = {"modes": ["cascading"], "seed": seed, "show_progress": False}
-        original = layer_randomisation(classifier, stages, images, {"target": TargetAsMap()}, **arguments)
-        changed = layer_randomisation(classifier, stages, images, {"target": TargetAsMap()}, explain="randomised", **arguments)
+        arguments = (classifier, {"output": ("output",)}, images, {"target": TargetAsMap()})
+        original, changed = (
+            layer_randomisation(*arguments, modes=["cascading"], explain=explain, seed=seed, show_progress=False)
+            for explain in ("original", "randomised")
+        )
+        assert original.spearman.shape == (1, 1, 1, 2)
         np.testing.assert_allclose(original.spearman, 1.0)
         np.testing.assert_array_equal(changed.spearman > 1 - 1e-6, agrees)
         forgetful = Classifier(randomise(classifier.net, ["output"], seed))
@@ -290,25 +236,8 @@ def test_either_prediction_can_be_explained(scene):
         assert same.tolist() == [agrees, agrees]
 
 
-def test_modes_and_seeds_can_be_chosen(scene, randomised):
-    classifier, images = scene
-    stages = {"output": ("output",)}
-    one = {"gradient": METHODS["gradient"]}
-    arguments = {"modes": ["independent"], "show_progress": False}
-    found = layer_randomisation(classifier, stages, images, one, **arguments)
-    assert found.spearman.shape == (1, 1, 1, 2)
-    np.testing.assert_allclose(found.spearman[0, 0, 0], randomised.spearman.sel({"mode": "independent", "stage": "output"})[0], atol=1e-6)
-    assert (layer_randomisation(classifier, stages, images, one, seed=1, **arguments).spearman != found.spearman).all()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"modes": []}, "modes, stages: expected at least one of each"),
-        ({"explain": "both"}, "explain: expected one of .*randomised.*, got 'both'"),
-    ],
-)
-def test_wrong_arguments_are_named(scene, change, message):
-    arguments = {"stages": NET_STAGES, "images": scene[1], "methods": METHODS} | change
-    with pytest.raises(ValueError, match=message):
-        layer_randomisation(scene[0], **arguments, show_progress=False)
+def test_wrong_arguments_are_named(scene):
+    with pytest.raises(ValueError, match="modes, stages: expected at least one of each"):
+        layer_randomisation(scene[0], NET_STAGES, scene[1], METHODS, modes=[])
+    with pytest.raises(ValueError, match=r"explain: expected one of .*randomised.*, got 'both'"):
+        layer_randomisation(scene[0], NET_STAGES, scene[1], METHODS, explain="both")

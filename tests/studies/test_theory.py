@@ -17,38 +17,15 @@ properties = settings(deadline=None, derandomize=True, max_examples=60)
 integer_terms = st.lists(st.integers(-4, 4), min_size=1, max_size=12)
 
 
-def brute_force_sums(terms, length):
-    return [sum(terms[s : s + length]) for s in range(len(terms) - length + 1)]
-
-
-def every_place(terms):
-    """All shuffles that matter when the terms but the first are equal: row p has the first term at place p."""
-    big, small = terms[0], terms[1]
-    return np.where(np.eye(len(terms), dtype=bool), big, small)
-
-
-# Interval sums and the share of certifying intervals
-
-
 @properties
 @given(integer_terms, st.data())
 def test_interval_sums_and_fractions_equal_brute_force(terms, data):
     # A sum of 0 certifies neither label.
     length = data.draw(st.integers(1, len(terms)))
-    expected = brute_force_sums(terms, length)
+    expected = [sum(terms[s : s + length]) for s in range(len(terms) - length + 1)]
     np.testing.assert_array_equal(theory.interval_sums(terms, length), expected)
     for label in (1, -1):
         assert theory.certified_fraction(terms, length, label) == np.mean([label * total > 0 for total in expected])
-
-
-def test_leading_dimensions_are_trials():
-    terms = np.random.default_rng(0).normal(size=(2, 3, 20))
-    sums, fractions = theory.interval_sums(terms, 6), theory.certified_fraction(terms, 6, 1)
-    assert sums.shape == (2, 3, 15)
-    assert fractions.shape == (2, 3)
-    for i, j in np.ndindex(2, 3):
-        np.testing.assert_array_equal(sums[i, j], theory.interval_sums(terms[i, j], 6))
-        assert fractions[i, j] == theory.certified_fraction(terms[i, j], 6, 1)
 
 
 def test_rounding_noise_is_a_tie():
@@ -56,6 +33,7 @@ def test_rounding_noise_is_a_tie():
     terms = np.tile([0.1, 0.2, -0.3], 1000)
     np.testing.assert_array_equal(theory.interval_sums(terms, 300), 0)
     assert theory.certified_fraction(terms, 300, 1) == theory.certified_fraction(terms, 300, -1) == 0
+    assert theory.simulate(terms, [3000], n_trials=20).probability.tolist() == [0, 0, 1]
 
 
 def test_single_terms_still_count_at_a_million_coordinates():
@@ -64,20 +42,6 @@ def test_single_terms_still_count_at_a_million_coordinates():
     even, odd = (np.sign(theory.interval_sums(terms, length)) for length in (10_000, 10_001))
     np.testing.assert_array_equal(even, np.append(1, np.zeros(d - 10_000)))  # as many of each sign: ties
     np.testing.assert_array_equal(odd, np.append(1, np.tile([1, -1], (d - 10_001) // 2)))  # one term is left over, and decides
-
-
-@properties
-@given(integer_terms, st.integers(1, 4))
-def test_some_interval_certifies_y_whatever_the_terms_if_the_length_divides_d(block, n_blocks):
-    terms = np.random.default_rng(len(block)).permutation(np.tile(block, n_blocks))
-    assume(terms.sum() > 0)
-    for length in range(1, len(terms) + 1):
-        if len(terms) % length == 0:
-            assert theory.certified_fraction(terms, length, 1) > 0
-    assert theory.certified_fraction([5, -6, 5], 2, 1) == 0  # 2 does not divide 3
-
-
-# Masks without the constraint
 
 
 @properties
@@ -94,9 +58,6 @@ def test_unconstrained_masks_certify_the_wrong_label_where_no_interval_does():
     length = theory.soundness_length(margin, delta, d, bound=1)
     assert theory.certified_fraction(terms, length, -1) == 0
     assert theory.certifies(terms, theory.unconstrained_certificate(terms, -1), -1)
-
-
-# The constants
 
 
 def test_lengths_by_hand():
@@ -132,26 +93,6 @@ def test_failure_bound_holds_exactly_for_every_population(terms):
         assert failures <= theory.failure_bound(length, total, d, bound=bound) + 1e-12
 
 
-@pytest.mark.parametrize("margin", [0.05, 0.2, 0.6])
-def test_failure_bound_holds_exactly_for_signs(margin):
-    d = 1000  # d (1 + margin) / 2 terms are +1/d, so the sum of an interval is hypergeometric
-    lengths = np.arange(1, d + 1)
-    exact = hypergeom.cdf(lengths // 2, d, round(d * (1 + margin) / 2), lengths)
-    bounds = [theory.failure_bound(length, margin, d, bound=1) for length in lengths.tolist()]
-    assert (exact <= np.array(bounds) + 1e-9).all()  # 1e-9: rounding of the cumulative distribution
-
-
-def test_lengths_do_not_depend_on_the_scale_of_w():
-    terms = theory.toy_terms(1000, 0.25)
-    lengths = [theory.completeness_length(scale * 0.25, 0.05, 1000, bound=theory.term_bound(scale * terms)) for scale in (1.0, 2.0**10)]
-    assert lengths[0] == lengths[1]
-    # A length that reads gamma alone would be 1 for the scaled model, where a given interval certifies y with probability 0.625.
-    np.testing.assert_allclose(theory.certified_fraction(2.0**10 * terms, 1, 1), 0.625)
-
-
-# The toy model
-
-
 @pytest.mark.parametrize("n_active", [None, 1, 7, 100])
 @pytest.mark.parametrize("margin", [0.03, 0.5, 1.0])
 def test_toy_terms_are_as_promised(n_active, margin):
@@ -171,17 +112,13 @@ def test_toy_terms_are_as_promised(n_active, margin):
     assert (terms != other).any() or (margin, n_active) == (1.0, None)  # the only case in which a shuffle changes nothing
 
 
-# Simulation
-
-
 def test_simulation_agrees_with_the_exact_law():
     d, margin, n_trials = 400, 0.2, 1000
-    table = theory.simulate(theory.toy_terms(d, margin), [1, 10, 41, 120], n_trials=n_trials)
-    rows = table[table["event"] == "given_certifies_y"]
-    lengths = rows["length"].to_numpy()
+    lengths = np.array([1, 10, 41, 120])  # at even lengths sums can tie
+    table = theory.simulate(theory.toy_terms(d, margin), lengths.tolist(), n_trials=n_trials)
     exact = hypergeom.sf(lengths // 2, d, d * (1 + margin) / 2, lengths)
     # Four standard errors: a right program fails with probability below 4 * 6e-5 over the choice of seed, and this seed is fixed.
-    assert (abs(rows["probability"] - exact) <= 4 * np.sqrt(exact * (1 - exact) / n_trials)).all()
+    assert (abs(table.probability[table.event == "given_certifies_y"] - exact) <= 4 * np.sqrt(exact * (1 - exact) / n_trials)).all()
 
 
 @properties
@@ -192,26 +129,12 @@ def test_exact_probability_equals_enumeration(terms):
         np.testing.assert_allclose(theory.exact_probability(terms, length), share, atol=1e-12)
 
 
-@pytest.mark.parametrize("finite_population", [False, True])
-def test_theorem_lengths_achieve_their_probability(finite_population):
-    d, margin, delta = 3000, 0.3, 0.1
-    terms = theory.toy_terms(d, margin)
-    find = {"given_certifies_y": theory.completeness_length, "none_certifies_other": theory.soundness_length}
-    for event, length_for in find.items():
-        length = length_for(margin, delta, d, bound=1, finite_population=finite_population)
-        assert length < d / 4  # not the trivial length
-        table = theory.simulate(terms, [length, 2 * length], n_trials=200)
-        achieved = table.loc[table["event"] == event, "probability"]
-        assert (achieved >= 1 - delta).all()  # no tolerance: the bound leaves far more room than chance takes
-
-
 def test_simulation_table():
     terms = theory.toy_terms(90, 0.2)
     table = theory.simulate(terms, [5, 90], n_trials=40, seed=7)
     assert list(table.columns) == ["d", "length", "event", "n_trials", "probability", "low", "high"]
     assert list(table["event"]) == 2 * list(theory.EVENTS)
-    assert (table["low"] <= table["probability"]).all()
-    assert (table["probability"] <= table["high"]).all()
+    assert table.probability.between(table.low, table.high).all()
     assert table.equals(theory.simulate(terms, [5, 90], n_trials=40, seed=7))
     assert table.equals(theory.simulate(-terms, [5, 90], n_trials=40, seed=7, label=-1))
     seeds = [theory.simulate(terms, [5], n_trials=40, seed=seed)["probability"][0] for seed in range(8)]
@@ -219,40 +142,6 @@ def test_simulation_table():
     whole = table[table["length"] == 90]
     assert (whole["probability"] == 1).all()
     np.testing.assert_allclose(whole["low"], 40 / (40 + 1.959964**2), atol=1e-6)  # Wilson's lower end when all trials succeed
-
-
-def test_a_million_coordinates():
-    d, margin, delta = 1_000_000, 0.2, 0.05
-    terms = theory.toy_terms(d, margin)
-    length = theory.soundness_length(margin, delta, d, bound=1)
-    assert length == 841  # 2 / 0.04 * log(2e7) = 840.6
-    assert (theory.simulate(terms, [length], n_trials=3)["probability"] == 1).all()
-
-
-# Without the bound on the terms
-
-
-@pytest.mark.parametrize("length", [1, 4, 15, 30, 59, 60])
-def test_at_e1_a_given_interval_certifies_in_proportion_to_its_length(length):
-    d = 60
-    terms = theory.concentrated_terms(d, 0.5)
-    np.testing.assert_array_equal(theory.weights_and_input(terms)[1], np.eye(d)[0])
-    rows = every_place(terms)
-    given = theory.interval_sums(rows, length)[:, 0] > 0
-    assert given.mean() == length / d
-    np.testing.assert_allclose(theory.certified_fraction(rows, length, 1).mean(), length / d)
-    assert (theory.certified_fraction(rows, length, 1) > 0).all()  # as printed, completeness holds
-    assert (theory.certified_fraction(rows, length, -1) == 0).all()  # and so does soundness
-
-
-def test_at_e1_the_lengths_for_bounded_terms_do_not_work():
-    d, margin, delta = 1000, 0.5, 0.05
-    terms = theory.concentrated_terms(d, margin)
-    length = theory.completeness_length(margin, delta, d, bound=1)
-    table = theory.simulate(terms, [length], n_trials=400).set_index("event")
-    assert table.loc["given_certifies_y", "high"] < 0.1  # 24 / 1000 in truth, 0.95 wanted
-    assert (table.loc[["some_certifies_y", "none_certifies_other"], "probability"] == 1).all()
-    assert theory.completeness_length(margin, delta, d, bound=theory.term_bound(terms)) == d  # the true B asks for the whole input
 
 
 @pytest.mark.parametrize("rest", [-0.25, -1e-6])
@@ -263,7 +152,8 @@ def test_near_e1_soundness_fails(d, rest):
     np.testing.assert_allclose([np.linalg.norm(x), terms.sum()], [1, 0.5], atol=1e-12)
     assert np.linalg.norm(w) <= 1 + 1e-12
     assert x[0] ** 2 == pytest.approx((0.5 - rest) / (0.5 - 2 * rest))  # goes to 1 as the rest goes to 0
-    rows = every_place(terms)
+    # All shuffles that matter, since the terms but the first are equal: row p has the first term at place p.
+    rows = np.where(np.eye(d, dtype=bool), terms[0], terms[1])
     for length in range(1, d + 1):
         wrong = theory.certified_fraction(rows, length, -1)
         np.testing.assert_allclose((wrong > 0).mean(), min(1, 2 * (d - length) / d), atol=1e-12)
@@ -271,30 +161,16 @@ def test_near_e1_soundness_fails(d, rest):
         assert length > d // 2 or (wrong > 0).all()
 
 
-def test_one_strong_negative_term_defeats_even_some_interval():
-    d, margin, rest, length = 100, 0.1, 0.5, 70
-    assert rest > margin * (d - 1) / (d - length)
-    rows = every_place(theory.concentrated_terms(d, margin, rest))
-    some = theory.certified_fraction(rows, length, 1) > 0
-    np.testing.assert_allclose(some.mean(), 2 * (d - length) / d)
-    assert (theory.certified_fraction(rows, length, -1) > 0).all()
-
-
-# Wrong inputs
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: theory.interval_sums([], 1), r"terms: expected shape \(\.\.\., d\)"),
-        (lambda: theory.interval_sums(3.0, 1), r"terms: expected shape .* got \(\)"),
         (lambda: theory.interval_sums([1, np.nan], 1), "terms: expected finite numbers"),
         (lambda: theory.interval_sums([1, 2], 0), "length: expected an integer from 1 to d = 2, got 0"),
         (lambda: theory.interval_sums([1, 2], 1.0), "length: expected an integer"),
         (lambda: theory.certified_fraction([1, 2], 1, 0), r"label: expected \+1 or -1, got 0"),
         (lambda: theory.certifies([1, 2], [True], 1), r"mask: expected bool \(2,\), got bool \(1,\)"),
         (lambda: theory.weights_and_input([0, 0]), "terms: expected some that are not 0"),
-        (lambda: theory.failure_bound(1, 0.1, 0, bound=1), "d: expected an integer >= 1, got 0"),
         (lambda: theory.failure_bound(1, 0.1, 5, bound=1, n_intervals=0), "n_intervals: expected an integer >= 1, got 0"),
         (lambda: theory.completeness_length(0.1, 0.0, 10, bound=1), r"delta: expected a number in \(0, 1\), got 0"),
         (lambda: theory.completeness_length(0.0, 0.1, 10, bound=1), r"margin: expected a number in \(0, 1\], got 0"),
@@ -308,7 +184,6 @@ def test_one_strong_negative_term_defeats_even_some_interval():
         (lambda: theory.concentrated_terms(10, 0.5, -0.5), r"rest: expected a number in \[-0.25, 0.75\], got -0.5"),
         (lambda: theory.exact_probability([1, 2], 1), r"terms: expected \(d,\), all \+c, -c or 0, got others"),
         (lambda: theory.simulate([[1, 2]], [1]), r"terms: expected shape \(d,\), got \(1, 2\)"),
-        (lambda: theory.simulate([1, 2], [1], n_trials=0), "n_trials: expected an integer >= 1, got 0"),
         (lambda: theory.simulate([1, 2], [3]), "length: expected an integer from 1 to d = 2, got 3"),
     ],
 )
