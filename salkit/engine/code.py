@@ -70,7 +70,8 @@ def source_digest(thing: Any, version: object = None) -> str:
 
 def used_by(thing: Any, typed: bool) -> list[Any]:
     """What a function or class uses besides its source: class attributes, defaults, outer variables, and if it was typed global values."""
-    found = _attributes(thing)
+    inside = vars(thing).items() if isinstance(thing, type) else ()
+    found = [value for name, value in inside if not name.startswith(("__", "_abc")) and not hasattr(type(value), "__get__")]
     for function in _functions(thing):
         found += [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
         found += [function.__defaults__, function.__kwdefaults__]
@@ -211,19 +212,14 @@ def _by_line(source: bytes) -> dict[int, str]:
     return {min([n.lineno, *(d.lineno for d in getattr(n, "decorator_list", ()))]): _digest(ast.dump(n)) for n in functions}
 
 
-def _attributes(thing: Any) -> list[Any]:
-    """The values in the body of a class that are not methods."""
-    inside = vars(thing).items() if isinstance(thing, type) else ()
-    return [value for name, value in inside if not name.startswith(("__", "_abc")) and not hasattr(type(value), "__get__")]
-
-
 def _functions(thing: Any) -> list[FunctionType]:
     """A function itself, or the functions in the body of a class."""
-    bare = []
+    found = []
     for each in vars(thing).values() if isinstance(thing, type) else [thing]:
         each = next((inner for name in ("__func__", "fget", "func") if (inner := getattr(each, name, None)) is not None), each)
-        bare.append(inspect.unwrap(each) if isinstance(each, FunctionType) else each)
-    return [function for function in bare if isinstance(function, FunctionType)]
+        if isinstance(each, FunctionType) and isinstance(inner := inspect.unwrap(each), FunctionType):
+            found.append(inner)
+    return found
 
 
 def _names(code: CodeType) -> list[str]:
