@@ -413,7 +413,10 @@ def change(path):
     path.write_text(re.sub(r'"seed": 0', '"seed": 1', path.read_text()))
 
 
-@pytest.mark.parametrize(("damage", "kind"), [(cut, "maps"), long(cut, "curves"), long(cut, "probabilities"), long(change, "maps")])
+MANIFESTS = [(cut, "maps"), long(cut, "curves"), long(cut, "probabilities"), long(change, "maps"), long(change, "curves")]
+
+
+@pytest.mark.parametrize(("damage", "kind"), MANIFESTS)
 def test_damaged_manifests_are_refused_until_they_are_deleted(whole, copied, damage, kind):
     (manifest,) = copied.glob(f"{kind}-*/manifest.json")
     damage(manifest)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import salkit
+from salkit import evaluation
 from salkit.engine import code
 from salkit.engine.code import KIT, NOT_IN_EVERY_KEY, code_digest, kit_digest, source_digest
 from salkit.engine.identity import canonical, describe, describe_experiment
@@ -77,7 +78,7 @@ def test_comments_docstrings_and_spaces_do_not_count(old):
 
 def test_the_kit_goes_by_its_packages_and_libraries_by_their_versions():
     names = ("random", "learned_mask", "rise")
-    assert {source_digest(type(get_method(name))) for name in names}.isdisjoint({source_digest(theory), source_digest(salkit)})
+    assert len({source_digest(thing) for thing in (*(type(get_method(name)) for name in names), theory, salkit, evaluation)}) == 6
     versions = {nn.Linear: "torch", captum.attr.Saliency: "captum", nn.functional.relu: "torch", nn: "torch"}
     assert all(source_digest(thing) == f"{name} {importlib.metadata.version(name)}" for thing, name in versions.items())
     assert {source_digest(thing) for thing in (max, Path, ast.dump, ast, torch.ones(2).add)} == {"python"}

@@ -105,6 +105,10 @@ def factorial(n):
     return 1 if n < 2 else n * factorial(n - 1)
 
 
+UNSEEN = {1}
+"""Cannot be described, and need not: of a module's values only the source counts."""
+
+
 def configured(factor):
     class Base:
         def __init__(self):
@@ -114,7 +118,7 @@ def configured(factor):
         amount = factor
 
     class Closure(Base):
-        scale = lambda self, x: factor * x  # noqa: E731
+        scale = lambda self, x: factor * x if UNSEEN else x  # noqa: E731
 
     class Default(Base):
         scale = staticmethod(lambda x, *, factor=factor: factor * x)
