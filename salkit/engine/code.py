@@ -26,9 +26,11 @@ NOT_IN_EVERY_KEY = {"__init__.py", "__main__.py", "atomic.py", "commands", "engi
 
 
 @cache
-def kit_digest(folder: Path = KIT) -> str:
-    """A hash of all code of the kit that can change a number, without comments and docstrings."""
-    return _files_digest(folder, *(p for p in folder.iterdir() if p.name not in NOT_IN_EVERY_KEY))
+def kit_digest(folder: Path = KIT, part: str | None = None) -> str:
+    """A hash of all code of the kit that can change a number, or of one of its packages; without comments and docstrings."""
+    parts = [folder / part] if part else [path for path in folder.iterdir() if path.name not in NOT_IN_EVERY_KEY]
+    files = [file for path in parts for file in (path.rglob("*.py") if path.is_dir() else [path]) if file.suffix == ".py"]
+    return _digest(sorted((file.relative_to(folder).as_posix(), code_digest(file.read_bytes())) for file in files))
 
 
 def source_digest(thing: Any, version: object = None) -> str:
@@ -53,7 +55,7 @@ def source_digest(thing: Any, version: object = None) -> str:
     module = thing if inspect.ismodule(thing) else sys.modules.get(name)
     file = Path(getattr(module, "__file__", None) or "")
     if file.is_relative_to(KIT):
-        return _digest([_package_digest(KIT / file.relative_to(KIT).parts[0]), _own_code(thing, file)])
+        return _digest([kit_digest(KIT, file.relative_to(KIT).parts[0]), _own_code(thing, file)])
     if _of_python(name, file) and (_is_named(thing, module) or not isinstance(thing, (type, FunctionType))):
         return "python"
     if _installed(file) and (library := _library(name.partition(".")[0])):
@@ -66,30 +68,15 @@ def source_digest(thing: Any, version: object = None) -> str:
     return _digest([sources, _own_code(thing, file)])
 
 
-def looked_up(thing: Any) -> list[Any]:
-    """What a typed function or class uses: the present values of its global names and class attributes.
-
-    If one of these is a typed function or class, too, what that uses is in the list as well.
-    """
-    found: dict[int, Any] = {id(thing): thing}
-    waiting = [thing]
-    while waiting:
-        each = waiting.pop()
-        values = _attributes(each)
-        for function in _functions(each):
-            values += [function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__]
-        new = {id(value): value for value in values if id(value) not in found}
-        found |= new
-        waiting += [v for v in new.values() if isinstance(v, (type, FunctionType)) and source_digest(v).startswith("unknown-")]
-    return list(found.values())[1:]
-
-
-def made_with(thing: type) -> list[Any]:
-    """What a class may have from the function that defines it: its attributes, and the defaults and outer variables of its functions."""
-    functions = _functions(thing)
-    cells = [cell.cell_contents for function in functions for cell in function.__closure__ or () if cell != CellType()]
-    defaults = [(function.__defaults__, function.__kwdefaults__) for function in functions]
-    return [value for value in (*_attributes(thing), *cells, *defaults) if value is not thing]
+def used_by(thing: Any, typed: bool) -> list[Any]:
+    """What a function or class uses besides its source: class attributes, defaults, outer variables, and if it was typed global values."""
+    inside = vars(thing).items() if isinstance(thing, type) else ()
+    found = [value for name, value in inside if not name.startswith(("__", "_abc")) and not hasattr(type(value), "__get__")]
+    for function in _functions(thing):
+        found += [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+        found += [function.__defaults__, function.__kwdefaults__]
+        found += [function.__globals__[name] for name in _names(function.__code__) if typed and name in function.__globals__]
+    return [value for value in found if value is not thing]
 
 
 @cache
@@ -117,16 +104,6 @@ def _tree(source: str | bytes) -> ast.Module:
 
 def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
-
-
-def _files_digest(folder: Path, *paths: Path) -> str:
-    files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path]) if file.suffix == ".py"]
-    return _digest(sorted((file.relative_to(folder).as_posix(), code_digest(file.read_bytes())) for file in files))
-
-
-@cache
-def _package_digest(path: Path) -> str:
-    return _files_digest(path.parent, path)
 
 
 def _module_name(thing: Any) -> str:
@@ -159,7 +136,7 @@ def _of_python(name: str, file: Path) -> bool:
 
 
 def _installed(file: Path) -> bool:
-    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+    return bool({"site-packages", "dist-packages"} & set(file.parts))
 
 
 @cache
@@ -223,10 +200,9 @@ def _imports(source: bytes, package: str) -> list[str]:
 
 def _own_code(thing: Any, file: Path) -> list[str]:
     """Hashes of the function itself, or of the class's functions: a module may define several with the same name."""
-    codes = [] if inspect.ismodule(thing) else [function.__code__ for function in _functions(thing)]
-    name = _module_name(thing)
-    found = _by_line(_source(name, file)) if codes else {}
-    return [found.get(code.co_firstlineno, "") for code in codes if code.co_filename == str(file)]
+    lines = [function.__code__.co_firstlineno for function in _functions(thing) if function.__code__.co_filename == str(file)]
+    found = _by_line(_source(_module_name(thing), file)) if lines else {}
+    return [found.get(line, "") for line in lines]
 
 
 @cache
@@ -236,19 +212,14 @@ def _by_line(source: bytes) -> dict[int, str]:
     return {min([n.lineno, *(d.lineno for d in getattr(n, "decorator_list", ()))]): _digest(ast.dump(n)) for n in functions}
 
 
-def _attributes(thing: Any) -> list[Any]:
-    """The values in the body of a class that are not methods."""
-    inside = vars(thing).items() if isinstance(thing, type) else ()
-    return [value for name, value in inside if not name.startswith(("__", "_abc")) and not hasattr(type(value), "__get__")]
-
-
 def _functions(thing: Any) -> list[FunctionType]:
     """A function itself, or the functions in the body of a class."""
-    bare = []
+    found = []
     for each in vars(thing).values() if isinstance(thing, type) else [thing]:
         each = next((inner for name in ("__func__", "fget", "func") if (inner := getattr(each, name, None)) is not None), each)
-        bare.append(inspect.unwrap(each) if isinstance(each, FunctionType) else each)
-    return [function for function in bare if isinstance(function, FunctionType)]
+        if isinstance(each, FunctionType) and isinstance(inner := inspect.unwrap(each), FunctionType):
+            found.append(inner)
+    return found
 
 
 def _names(code: CodeType) -> list[str]:

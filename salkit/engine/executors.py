@@ -60,8 +60,7 @@ class Engine:
         """
         for part in parts:
             self.store.open(part.experiment)
-        total = sum(b - a for part in parts for a, b in self.store.missing(part.experiment))
-        if not total:
+        if not (total := sum(b - a for part in parts for a, b in self.store.missing(part.experiment))):
             return []
         client = self._client
         with progress_bar(None, self.show_progress, total=total, unit="row", desc=desc) as bar:
@@ -126,15 +125,12 @@ def check_executor(executor: str, workers: int | None = None) -> None:
 def _serial(parts: Sequence[Part], sources: Sequence[Source], store: Store, strict: bool, bar: Any) -> list[Failure]:
     failures: list[Failure] = []
     failed: set[tuple[str, int]] = set()
-    while True:
-        shards = [
-            (part, start, stop)
-            for part in parts
-            for start, stop in store.missing(part.experiment, part.task.shard_size(sources[part.source]))
-            if (part.experiment.key, start) not in failed
-        ]
-        if not shards:
-            return failures
+    while shards := [
+        (part, start, stop)
+        for part in parts
+        for start, stop in store.missing(part.experiment, part.task.shard_size(sources[part.source]))
+        if (part.experiment.key, start) not in failed
+    ]:
         done = False
         for part, start, stop in shards:
             new = compute_shard(part, sources[part.source], store, start, stop, strict=strict)
@@ -147,3 +143,4 @@ def _serial(parts: Sequence[Part], sources: Sequence[Source], store: Store, stri
                 failed |= {(part.experiment.key, row) for row, _ in store.missing(part.experiment, 1) if start <= row < stop}
         if not done:
             time.sleep(0.3)  # other processes are computing all that is left
+    return failures

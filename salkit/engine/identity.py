@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from salkit.engine.code import kit_digest, looked_up, made_with, source_digest
+from salkit.engine.code import kit_digest, source_digest, used_by
 
 LIBRARIES = ("torch", "torchvision", "numpy", "captum", "zennit", "scikit-image")
 """Packages whose version changes numbers."""
@@ -59,8 +59,7 @@ class Experiment:
 
     def manifest(self) -> dict[str, Any]:
         """The description as a dictionary, to be written beside the results. `from_manifest` reads it."""
-        names = ("key", "kind", "title", "rows", "what", "versions")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("key", "kind", "title", "rows", "what", "versions")}
 
     @staticmethod
     def from_manifest(manifest: Mapping[str, Any]) -> Experiment:
@@ -116,10 +115,9 @@ def describe(value: Any) -> Any:
         >>> describe({"tv": (0.1, 1)})
         {'tv': [0.1, 1]}
     """
-    above = _above.get()
-    if any(value is each for each in above):
+    if any(value is each for each in _above.get()):
         return {"again": _name(type(value))}
-    before = _above.set((*above, value))
+    before = _above.set((*_above.get(), value))
     try:
         return _describe(value)
     finally:
@@ -177,11 +175,9 @@ def _sources(value: object) -> list[Any]:
 
 def _source(thing: object, version: object = None) -> Any:
     found = source_digest(thing, version)
-    if found.startswith("unknown-"):
-        return [found, [_describe_or_not(value) for value in looked_up(thing)]]
-    if isinstance(thing, type) and "<locals>" in thing.__qualname__ and not found.startswith("version "):
-        return [found, [_describe_or_not(value) for value in made_with(thing)]]
-    return found
+    typed = found.startswith("unknown-")
+    local = isinstance(thing, type) and "<locals>" in thing.__qualname__ and not found.startswith("version ")
+    return [found, [_describe_or_not(value) for value in used_by(thing, typed)]] if typed or local else found
 
 
 def _describe_or_not(value: Any) -> Any:

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from salkit.engine.identity import Experiment, canonical, digest
@@ -74,9 +73,9 @@ class RunState:
     size: int
     changed: float
 
-    def age(self, now: float | None = None) -> str:
+    def age(self) -> str:
         """How long ago a file changed, in words: `"3 min"`, `"2 h"`, `"5 d"`. A time in the future gives `"0 min"`."""
-        minutes = max(0.0, ((time.time() if now is None else now) - self.changed) / 60)
+        minutes = max(0.0, (time.time() - self.changed) / 60)
         return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.0f} h" if minutes < 36 * 60 else f"{minutes / 1440:.0f} d"
 
 
@@ -115,19 +114,15 @@ class Store:
         path = self.folder / experiment.key / "manifest.json"
         if path.exists():
             self.experiment(experiment.key)
-        else:
-            self._say_what_cannot_be_reused(experiment)
-            self._write(path, json.dumps(experiment.manifest(), indent=1, ensure_ascii=False).encode())
-
-    def _say_what_cannot_be_reused(self, experiment: Experiment) -> None:
-        new = set(TYPED.findall(canonical(experiment.what))) - _named
-        if new and self.durable:
+            return
+        if self.durable and (new := set(TYPED.findall(canonical(experiment.what))) - _named):
             _named.update(new)
             logging.getLogger(__name__).warning(
                 "%s: typed in a notebook or at a prompt, so results are reused in this process only. Move it to a file, or give it an "
                 "attribute `version` (str or int) and change that whenever you change the code.",
                 ", ".join(sorted(new)),
             )
+        self._write(path, _json(experiment.manifest()))
 
     def experiment(self, key: str) -> Experiment:
         """Read the manifest of an experiment.
@@ -213,7 +208,10 @@ class Store:
             low, high = max(start, shard.start), min(stop, shard.stop)
             if low >= high or there[low - start : high - start].all():
                 continue
-            for name, values in self._load(shard.path).items():
+            data = shard.path.read_bytes()
+            types = _header(data)["text"]
+            for name, values in load(data).items():
+                values = values.view(types[name]).reshape(values.shape[:-1]) if name in types else values
                 if name not in arrays:
                     blank = np.nan if values.dtype.kind == "f" else np.zeros((), values.dtype)
                     arrays[name] = np.full((stop - start, *values.shape[1:]), blank, values.dtype)
@@ -233,25 +231,24 @@ class Store:
         compute the same rows, which costs time but no results.
         """
         path = self.folder / key / f"{start:08d}-{stop:08d}.lock"
-        lock = FileLock(path)
+        lock, ours = FileLock(path), True
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            yield False
-            return
+            ours = False
         except (OSError, NotImplementedError):
-            yield True
-            return
+            pass
         try:
-            yield True
+            yield ours
         finally:
-            with suppress(OSError):  # before the release: a waiting process looks for the rows first
-                path.unlink()
-            lock.release()
+            if lock.is_locked:
+                with suppress(OSError):  # before the release: a waiting process looks for the rows first
+                    path.unlink()
+                lock.release()
 
     def keep_run(self, name: str, run: Mapping[str, Any]) -> None:
         """Write the manifest of a run, which lists its experiments. An equal one that is already there becomes the latest."""
-        path, data = self.folder / "runs" / f"{name}.json", json.dumps(run, indent=1, ensure_ascii=False).encode()
+        path, data = self.folder / "runs" / f"{name}.json", _json(run)
         if path.is_file() and path.read_bytes() == data:
             with suppress(OSError):
                 os.utime(path)
@@ -321,14 +318,13 @@ class Store:
             ValueError: no run has a name in `drop`.
         """
         runs = self.runs()
-        for name in drop:
-            if not any(full.startswith(name) for full in runs):
-                raise ValueError(f"drop: expected the beginning of one of {list(runs)}, got {name!r}")
+        if unknown := [name for name in drop if not any(full.startswith(name) for full in runs)]:
+            raise ValueError(f"drop: expected the beginning of one of {list(runs)}, got {unknown[0]!r}")
         dropped = [full for full in runs if full.startswith(tuple(drop))]
         needed = {key for full, run in runs.items() if full not in dropped for key in run["experiments"]}
         doomed = [self.folder / "runs" / f"{full}.json" for full in dropped]
         for folder in (p for p in self.folder.iterdir() if p.is_dir()):
-            left_over = (p for p in folder.iterdir() if p.suffix in (".part", ".damaged", ".lock"))
+            left_over = [p for p in folder.iterdir() if p.suffix in (".part", ".damaged", ".lock")]
             doomed += left_over if folder.name in needed | {"runs"} else [folder]
         if not dry_run:
             for path in doomed:
@@ -355,7 +351,12 @@ class Store:
                 "as the store, and run the same command again"
             ) from error
         if self.durable:
-            _flush_folder(path.parent)
+            with suppress(OSError):  # not every system can make a rename survive a power cut
+                handle = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
 
     def _sound(self, path: Path, key: str, start: int, stop: int, checksum: str) -> bool:
         """Whether a file's checksum and header agree with its name. Read again only after it has changed."""
@@ -367,26 +368,19 @@ class Store:
             data = path.read_bytes()
         except FileNotFoundError:  # another process has just renamed or removed it
             return False
-        fault = ""
+        found = _header(data)
         if digest(data) != checksum:
             fault = f"its bytes have the checksum {digest(data)}: truncated or damaged"
+        elif [found.get("key"), found.get("rows")] != [key, [start, stop]]:
+            fault = f"it holds rows {found.get('rows')} of {found.get('key')}"
         else:
-            header = _header(data)
-            if [header.get("key"), header.get("rows")] != [key, [start, stop]]:
-                fault = f"it holds rows {header.get('rows')} of {header.get('key')}"
-        if fault:
-            aside = path.with_suffix(".damaged")
-            with suppress(OSError):
-                path.replace(aside)
-            warnings.warn(f"{path} is not used: {fault}. It is set aside as {aside.name}, and its rows are computed again", stacklevel=3)
-            return False
-        self._checked[path] = stamp
-        return True
-
-    def _load(self, path: Path) -> Arrays:
-        data = path.read_bytes()
-        arrays, types = load(data), _header(data)["text"]
-        return {name: a.view(types[name]).reshape(a.shape[:-1]) if name in types else a for name, a in arrays.items()}
+            self._checked[path] = stamp
+            return True
+        aside = path.with_suffix(".damaged")
+        with suppress(OSError):
+            path.replace(aside)
+        warnings.warn(f"{path} is not used: {fault}. It is set aside as {aside.name}, and its rows are computed again", stacklevel=3)
+        return False
 
 
 def _header(data: bytes) -> dict[str, Any]:
@@ -394,8 +388,12 @@ def _header(data: bytes) -> dict[str, Any]:
     try:
         length = int.from_bytes(data[:8], "little")
         return dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["salkit"]))
-    except (ValueError, KeyError, TypeError, SafetensorError):
+    except (ValueError, KeyError, TypeError):
         return {}
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode()
 
 
 def _stat(path: Path) -> tuple[float, int]:
@@ -405,13 +403,3 @@ def _stat(path: Path) -> tuple[float, int]:
     except FileNotFoundError:
         return 0.0, 0
     return found.st_mtime, found.st_size
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -10,8 +10,6 @@ from salkit.__main__ import app
 from salkit.engine.compare import compare_stores
 from salkit.engine.identity import Experiment
 from salkit.engine.store import Store
-from salkit.evaluation.evaluate import evaluate
-from salkit.methods import get_method
 
 VERSIONS = {"torch": "1"}
 CURVES = Experiment("curves", "run, ours: curves", 4, {"method": {"class": "x.Gradient"}}, VERSIONS)
@@ -21,27 +19,13 @@ MASKS = Experiment("maps", "run, ours: maps", 4, {"method": {"class": "x.Learned
 def fill(folder, experiment, **arrays):
     store = Store(folder)
     store.open(experiment)
-    rows = len(next(iter(arrays.values())))
-    store.write(experiment.key, 0, rows, arrays)
+    store.write(experiment.key, 0, len(next(iter(arrays.values()))), arrays)
     return store
 
 
 @pytest.fixture
 def values():
     return np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
-
-
-def test_a_run_equals_its_copy(tmp_path, reference_classifier, reference):
-    methods = {"gradient": get_method("gradient_x_input"), "ours": get_method("learned_mask", n_steps=2, n_distractors=1)}
-    settings = {"n_steps": 4, "show_progress": False}
-    evaluate(reference_classifier, reference["images"], methods, store=tmp_path / "a", **settings)
-    evaluate(reference_classifier, reference["images"], methods, store=tmp_path / "b", **settings)
-    table = compare_stores(Store(tmp_path / "a"), Store(tmp_path / "b"))
-    assert {"prob", "map", "insertion", "deletion"} <= set(table.score)
-    assert {"evaluation, ours: maps", "evaluation, gradient: curves"} <= set(table.run)
-    assert (table.largest == 0).all()
-    (maps,) = (Store(tmp_path / "a").experiment(key) for key in Store(tmp_path / "a").keys() if key.startswith("maps"))
-    assert maps.what["kept_as"] == "logits"
 
 
 def test_the_score_that_differs_most_comes_first_with_its_run(tmp_path, values):
@@ -53,9 +37,17 @@ def test_the_score_that_differs_most_comes_first_with_its_run(tmp_path, values):
     assert table.largest.tolist() == pytest.approx([0.01, 0], abs=1e-6)
 
 
-def test_results_of_other_versions_are_compared(tmp_path, values):
+OTHER = [
+    {"versions": {"torch": "2"}},
+    {"what": {"method": {"class": "x.Gradient", "internal_batch_size": 8}}},
+    {"what": {"method": {"class": "x.Gradient", "source": ["b"]}}},
+]
+
+
+@pytest.mark.parametrize("change", OTHER)
+def test_results_of_other_versions_code_and_internal_batches_are_compared(tmp_path, values, change):
     a = fill(tmp_path / "a", CURVES, insertion=values)
-    b = fill(tmp_path / "b", replace(CURVES, versions={"torch": "2"}), insertion=values)
+    b = fill(tmp_path / "b", replace(CURVES, **change), insertion=values)
     assert compare_stores(a, b).largest.tolist() == [0]
 
 
@@ -98,17 +90,8 @@ def test_logits_are_compared_as_masks(tmp_path):
     a, b = (fill(tmp_path / n, MASKS, map=v) for n, v in (("a", logits), ("b", other)))
     assert compare_stores(a, b).largest.item() == pytest.approx(np.exp(-20), rel=1e-6)
     nudged = logits + np.array([[0.01, 0], [0, 0]] * 2, np.float32)
-    assert compare_stores(a, fill(tmp_path / "c", MASKS, map=nudged)).largest.item() == pytest.approx(
-        0.01 / 4, rel=1e-3
-    )  # the sigmoid's slope
-
-
-def test_runs_with_other_internal_batches_are_compared(tmp_path, values):
-    stores = []
-    for size in (None, 8):
-        method = {"class": "x.Gradient", "internal_batch_size": size}
-        stores.append(fill(tmp_path / str(size), replace(CURVES, what={"method": method}), insertion=values))
-    assert compare_stores(*stores).largest.tolist() == [0]
+    table = compare_stores(a, fill(tmp_path / "c", MASKS, map=nudged))
+    assert table.largest.item() == pytest.approx(0.01 / 4, rel=1e-3)  # the sigmoid's slope
 
 
 def test_only_rows_that_both_have_count(tmp_path, values):
