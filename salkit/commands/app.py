@@ -88,7 +88,9 @@ def evaluate_command(
         check_choice("classifier", classifier, list(models.CLASSIFIERS))
         check_out("csv", csv, ".csv")
         settings = dict(name_and_value("set", s) for s in setting or [])
-        methods = {name: get_method(name, preset, **settings) for name in method}  # type: ignore[arg-type]
+        # Masks are learned with the protocol's loss.
+        loss = {"learned_mask": {"loss": PROTOCOLS[protocol].loss}}
+        methods = {name: get_method(name, preset, **loss.get(name, {}) | settings) for name in method}  # type: ignore[arg-type]
         kind = "cifar10" if classifier.startswith("cifar10") else "imagenet"
         images = load_images(data, n=n, seed=seed, preprocessing=kind)
         chosen = label_list(labels) if labels else None

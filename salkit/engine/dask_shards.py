@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from salkit.engine.cluster import local_cluster
 from salkit.engine.identity import LIBRARIES, canonical, describe, digest
-from salkit.engine.shards import Failure, Part, Source, WorkerError, compute_shard
+from salkit.engine.shards import Failure, Job, Source, WorkerError, compute_shard
 from salkit.engine.store import Store, StoreError
 
 DEATHS = 3
@@ -58,9 +58,9 @@ def connect(executor: str, workers: int | None, show_progress: bool) -> Iterator
 
 @dataclass(frozen=True)
 class _Shard:
-    """Rows of a part, and how many workers have died while they computed them."""
+    """Rows of a job, and how many workers have died while they computed them."""
 
-    part: int
+    job: int
     start: int
     stop: int
     deaths: int = 0
@@ -73,7 +73,7 @@ class _Shard:
         return [shard] if shard.deaths < DEATHS else []
 
 
-def compute_on_workers(client: Client, parts: Sequence[Part], sources: Sequence[Source], store: Store, bar: Any) -> list[Failure]:
+def compute_on_workers(client: Client, jobs: Sequence[Job], sources: Sequence[Source], store: Store, bar: Any) -> list[Failure]:
     """Compute the missing shards on the workers of a client.
 
     A worker gets its next shard when it has finished the one before: Dask blames a worker's death on all tasks that wait there. (Dask's
@@ -88,9 +88,9 @@ def compute_on_workers(client: Client, parts: Sequence[Part], sources: Sequence[
     """
     failures: list[Failure] = []
     running: dict[Future, _Shard] = {}
-    with _inputs_file(store, parts, sources) as inputs:
-        sizes = zip(parts, _sizes(client, inputs), strict=True)
-        waiting = deque(_Shard(p, *rows) for p, (part, size) in enumerate(sizes) for rows in store.missing(part.experiment, size))
+    with _inputs_file(store, jobs, sources) as inputs:
+        sizes = zip(jobs, _sizes(client, inputs), strict=True)
+        waiting = deque(_Shard(p, *rows) for p, (job, size) in enumerate(sizes) for rows in store.missing(job.experiment, size))
         for finished, workers in _finished(client, running):
             for future in finished:
                 shard = running.pop(future)
@@ -101,13 +101,13 @@ def compute_on_workers(client: Client, parts: Sequence[Part], sources: Sequence[
                     if again := shard.after(deaths):
                         waiting += again
                         continue
-                    part = parts[shard.part]
+                    job = jobs[shard.job]
                     why = f"it killed the workers that computed it, {shard.deaths + deaths} times"
-                    failures.append(Failure(part.experiment.title, part.task.row_name(sources[part.source], shard.start), why))
+                    failures.append(Failure(job.experiment.title, job.task.row_name(sources[job.source], shard.start), why))
                 bar.update(shard.stop - shard.start)
             while waiting and len(running) < max(1, workers):  # without a worker, one shard waits for the first that comes
                 shard = waiting.popleft()
-                rows = (shard.part, shard.start, shard.stop)
+                rows = (shard.job, shard.start, shard.stop)
                 running[client.submit(_compute, versions(), *inputs, *rows, pure=False)] = shard
             if not running:
                 break
@@ -115,7 +115,7 @@ def compute_on_workers(client: Client, parts: Sequence[Part], sources: Sequence[
 
 
 def _sizes(client: Client, inputs: tuple[str, str]) -> list[int]:
-    """How many rows of each part make a shard on the workers."""
+    """How many rows of each job make a shard on the workers."""
     for _ in range(DEATHS):
         future = client.submit(_shard_sizes, versions(), *inputs, pure=False)
         next(finished for finished, _ in _finished(client, [future]) if finished)
@@ -154,9 +154,9 @@ def _result(future: Future) -> Any:
 
 
 @contextmanager
-def _inputs_file(store: Store, parts: Sequence[Part], sources: Sequence[Source]) -> Iterator[tuple[str, str]]:
+def _inputs_file(store: Store, jobs: Sequence[Job], sources: Sequence[Source]) -> Iterator[tuple[str, str]]:
     """A file beside the results with what all shards need, and its checksum: Dask would lose scattered data with its worker."""
-    sent = cloudpickle.dumps((list(parts), list(sources), _described(parts, sources), store.durable))
+    sent = cloudpickle.dumps((list(jobs), list(sources), _described(jobs, sources), store.durable))
     with ExitStack() as stack:
         try:
             folder = tempfile.TemporaryDirectory(dir=store.folder.resolve(), prefix="inputs-", ignore_cleanup_errors=True)
@@ -167,9 +167,9 @@ def _inputs_file(store: Store, parts: Sequence[Part], sources: Sequence[Source])
         yield str(path), digest(sent)
 
 
-def _described(parts: Sequence[Part], sources: Sequence[Source]) -> dict[str, dict[str, Any]]:
+def _described(jobs: Sequence[Job], sources: Sequence[Source]) -> dict[str, dict[str, Any]]:
     """Descriptions of the tasks and sources: their code, their settings and the files that they read."""
-    tasks = {part.experiment.title: describe(part.task) for part in parts}
+    tasks = {job.experiment.title: describe(job.task) for job in jobs}
     return tasks | {f"source {i}": describe(source) for i, source in enumerate(sources)}
 
 
@@ -186,22 +186,22 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def _shard_sizes(expected: dict[str, str], inputs: str, checksum: str) -> list[int]:
-    """On a worker: how many rows of each part make a shard there."""
+    """On a worker: how many rows of each job make a shard there."""
     with _ONE_AT_A_TIME:
-        parts, sources, _ = _read_inputs(expected, inputs, checksum)
-        return [part.task.shard_size(sources[part.source]) for part in parts]
+        jobs, sources, _ = _read_inputs(expected, inputs, checksum)
+        return [job.task.shard_size(sources[job.source]) for job in jobs]
 
 
 def _compute(expected: dict[str, str], inputs: str, checksum: str, p: int, start: int, stop: int) -> list[Failure]:
-    """On a worker: compute rows of part p, or wait until another process has."""
+    """On a worker: compute rows of job p, or wait until another process has."""
     with _ONE_AT_A_TIME:
-        parts, sources, store = _read_inputs(expected, inputs, checksum)
-        while (failures := compute_shard(parts[p], sources[parts[p].source], store, start, stop)) is None:
+        jobs, sources, store = _read_inputs(expected, inputs, checksum)
+        while (failures := compute_shard(jobs[p], sources[jobs[p].source], store, start, stop)) is None:
             time.sleep(0.3)
     return failures
 
 
-def _read_inputs(expected: dict[str, str], inputs: str, checksum: str) -> tuple[list[Part], list[Source], Store]:
+def _read_inputs(expected: dict[str, str], inputs: str, checksum: str) -> tuple[list[Job], list[Source], Store]:
     here, path = versions(), Path(inputs)
     if differ := [f"{name} {here.get(name)} instead of {wanted}" for name, wanted in expected.items() if here.get(name) != wanted]:
         raise WorkerError(f"{_this_worker()} has {', '.join(differ)}: results of other versions are not mixed")
@@ -211,7 +211,7 @@ def _read_inputs(expected: dict[str, str], inputs: str, checksum: str) -> tuple[
 
 
 @lru_cache(maxsize=1)
-def _unpickle(path: Path, checksum: str) -> tuple[list[Part], list[Source], Store]:
+def _unpickle(path: Path, checksum: str) -> tuple[list[Job], list[Source], Store]:
     """Read the inputs, and check that tasks and sources use the same code and files here as where they come from."""
     if os.environ.get("OMP_NUM_THREADS", "").isdecimal():  # PyTorch may have been imported before Dask set it
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -219,13 +219,13 @@ def _unpickle(path: Path, checksum: str) -> tuple[list[Part], list[Source], Stor
     received = path.read_bytes()
     if digest(received) != checksum:  # only what the caller wrote is unpickled
         raise WorkerError(f"{_this_worker()}: expected inputs with the checksum {checksum}, got {path} with {digest(received)}")
-    parts, sources, sent, durable = cloudpickle.loads(received)
-    for title, description in _described(parts, sources).items():
+    jobs, sources, sent, durable = cloudpickle.loads(received)
+    for title, description in _described(jobs, sources).items():
         for name, here in description.items():
             # Code that came along in the pickle has no file here to compare.
             if here != sent[title][name] and "unknown-" not in canonical(here):
                 raise WorkerError(f"{_this_worker()} has another {name} for {title}: its code, or a file it reads, differs")
-    return parts, sources, Store(path.parent.parent, durable=durable)
+    return jobs, sources, Store(path.parent.parent, durable=durable)
 
 
 def _this_worker() -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from salkit.checks import check_integer
-from salkit.engine.shards import Failure, Part, ShardError, Source, compute_shard
+from salkit.engine.shards import Failure, Job, ShardError, Source, compute_shard
 from salkit.engine.store import Store
 from salkit.progress import progress_bar
 
@@ -26,7 +26,7 @@ class Engine:
         executor: `"serial"`, `"dask"` (workers on this machine) or the address of a Dask scheduler, `"tcp://..."`.
         workers: how many with `"dask"`; None for one a GPU, or one a core where there is no GPU.
         strict: raise the first error instead of computing the rest first (serial only).
-        show_progress: show a bar over the rows of all parts.
+        show_progress: show a bar over the rows of all jobs.
         stack: ends the workers when it is closed.
 
     Raises:
@@ -43,12 +43,12 @@ class Engine:
     def __post_init__(self) -> None:
         check_executor(self.executor, self.workers)
 
-    def run(self, parts: Sequence[Part], sources: Sequence[Source], desc: str = "") -> list[Failure]:
+    def run(self, jobs: Sequence[Job], sources: Sequence[Source], desc: str = "") -> list[Failure]:
         """Compute the rows that the store does not have. Processes that share a store share the work.
 
         Args:
-            parts: what to compute.
-            sources: what they are computed from; parts refer to them by index.
+            jobs: what to compute.
+            sources: what they are computed from; jobs refer to them by index.
             desc: a word before the bar.
 
         Returns:
@@ -58,17 +58,17 @@ class Engine:
             StoreError: the store cannot be written to.
             WorkerError: a Dask worker sees another store or runs other code, or there are no workers.
         """
-        for part in parts:
-            self.store.open(part.experiment)
-        if not (total := sum(b - a for part in parts for a, b in self.store.missing(part.experiment))):
+        for job in jobs:
+            self.store.open(job.experiment)
+        if not (total := sum(b - a for job in jobs for a, b in self.store.missing(job.experiment))):
             return []
         client = self._client
         with progress_bar(None, self.show_progress, total=total, unit="row", desc=desc) as bar:
             if client is None:
-                return _serial(parts, sources, self.store, self.strict, bar)
+                return _serial(jobs, sources, self.store, self.strict, bar)
             from salkit.engine.dask_shards import compute_on_workers
 
-            return compute_on_workers(client, parts, sources, self.store, bar)
+            return compute_on_workers(client, jobs, sources, self.store, bar)
 
     @cached_property
     def _client(self) -> Any:
@@ -122,25 +122,25 @@ def check_executor(executor: str, workers: int | None = None) -> None:
             raise ValueError(f"executor: {executor!r} needs the extra dist (pip install 'salkit[dist]'), which is not installed") from None
 
 
-def _serial(parts: Sequence[Part], sources: Sequence[Source], store: Store, strict: bool, bar: Any) -> list[Failure]:
+def _serial(jobs: Sequence[Job], sources: Sequence[Source], store: Store, strict: bool, bar: Any) -> list[Failure]:
     failures: list[Failure] = []
     failed: set[tuple[str, int]] = set()
     while shards := [
-        (part, start, stop)
-        for part in parts
-        for start, stop in store.missing(part.experiment, part.task.shard_size(sources[part.source]))
-        if (part.experiment.key, start) not in failed
+        (job, start, stop)
+        for job in jobs
+        for start, stop in store.missing(job.experiment, job.task.shard_size(sources[job.source]))
+        if (job.experiment.key, start) not in failed
     ]:
         done = False
-        for part, start, stop in shards:
-            new = compute_shard(part, sources[part.source], store, start, stop, strict=strict)
+        for job, start, stop in shards:
+            new = compute_shard(job, sources[job.source], store, start, stop, strict=strict)
             if new is None:
                 continue
             done = True
             bar.update(stop - start)
             if new:
                 failures += new
-                failed |= {(part.experiment.key, row) for row, _ in store.missing(part.experiment, 1) if start <= row < stop}
+                failed |= {(job.experiment.key, row) for row, _ in store.missing(job.experiment, 1) if start <= row < stop}
         if not done:
             time.sleep(0.3)  # other processes are computing all that is left
     return failures

@@ -36,7 +36,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class Job:
     """An experiment, the task that computes its rows, and the index of the source they are computed from."""
 
     experiment: Experiment
@@ -64,13 +64,13 @@ class WorkerError(RuntimeError):
     """A Dask worker cannot take part, or none is left. The message says which and why. Finished shards are kept."""
 
 
-def compute_shard(part: Part, source: Source, store: Store, start: int, stop: int, *, strict: bool = False) -> list[Failure] | None:
+def compute_shard(job: Job, source: Source, store: Store, start: int, stop: int, *, strict: bool = False) -> list[Failure] | None:
     """Compute those of the rows `start` to `stop` that the store does not have, and keep them.
 
     Rows that fail together are tried again in halves, so that each row that fails is named and all others are kept.
 
     Args:
-        part: what to compute.
+        job: what to compute.
         source: what to compute it from.
         store: where the rows go.
         start: first row.
@@ -83,27 +83,27 @@ def compute_shard(part: Part, source: Source, store: Store, start: int, stop: in
     Raises:
         StoreError: the store cannot be written to.
     """
-    key = part.experiment.key
+    key = job.experiment.key
     with store.claim(key, start, stop) as ours:
         if not ours:
             return None
-        wanted = [(max(a, start), min(b, stop)) for a, b in store.missing(part.experiment) if a < stop and b > start]
-        return [failure for a, b in wanted for failure in _attempt(part, source, store, a, b, strict)]
+        wanted = [(max(a, start), min(b, stop)) for a, b in store.missing(job.experiment) if a < stop and b > start]
+        return [failure for a, b in wanted for failure in _attempt(job, source, store, a, b, strict)]
 
 
-def _attempt(part: Part, source: Source, store: Store, start: int, stop: int, strict: bool) -> list[Failure]:
+def _attempt(job: Job, source: Source, store: Store, start: int, stop: int, strict: bool) -> list[Failure]:
     try:
-        arrays = part.task(source, store, start, stop)
+        arrays = job.task(source, store, start, stop)
     except Exception as error:
         # Rows of another experiment may be missing for some of these rows only; a store that cannot be written to fails all of them.
         if strict or (isinstance(error, StoreError) and not isinstance(error, MissingRows)):
             raise
         if stop - start == 1:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            row = ", ".join([part.task.row_name(source, start), *getattr(error, "__notes__", [])])
+            row = ", ".join([job.task.row_name(source, start), *getattr(error, "__notes__", [])])
             text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-            return [Failure(part.experiment.title, row, text)]
+            return [Failure(job.experiment.title, row, text)]
         middle = (start + stop) // 2
-        return _attempt(part, source, store, start, middle, strict) + _attempt(part, source, store, middle, stop, strict)
-    store.write(part.experiment.key, start, stop, arrays, source.about())
+        return _attempt(job, source, store, start, middle, strict) + _attempt(job, source, store, middle, stop, strict)
+    store.write(job.experiment.key, start, stop, arrays, source.about())
     return []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from salkit.engine.identity import Experiment, describe, describe_experiment, digest
-from salkit.engine.shards import Part
+from salkit.engine.shards import Job
 from salkit.engine.store import Store
 from salkit.evaluation.tasks import Crops, Curves, Labels, Maps, Probabilities, Source, maps_are_kept
 from salkit.methods import SaliencyMethod, same_map_for_all_labels
@@ -33,12 +33,12 @@ class Jobs:
         self.subject = describe({"classifier": source.classifier, "images": {"ids": source.ids, "pixels": source.inputs}})
         self.pool = {"pool": digest(source.pool), "seed": seed}
 
-    def probabilities(self) -> Part:
+    def probabilities(self) -> Job:
         """Of the label list on whole images."""
         about = describe_experiment("probabilities", f"{self.name}: probabilities", self.n, **self.subject)
-        return Part(about, Probabilities(), self.index)
+        return Job(about, Probabilities(), self.index)
 
-    def maps(self, title: str, method: SaliencyMethod, explained: Tensor) -> Part:
+    def maps(self, title: str, method: SaliencyMethod, explained: Tensor) -> Job:
         """A method's maps of all images for the labels `explained (N, k)`."""
         if isinstance(method, LearnedMap):
             # Settled here, so that all workers compute the same and the description says it.
@@ -47,17 +47,17 @@ class Jobs:
         settings["precision"] = getattr(method, "precision", "float32")
         settings["kept_as"] = getattr(method, "kept_as", "values")
         about = describe_experiment("maps", f"{self.name}, {title}: maps", self.n, **settings)
-        return Part(about, Maps(method, explained, self.seed), self.index)
+        return Job(about, Maps(method, explained, self.seed), self.index)
 
-    def curves(self, title: str, method: SaliencyMethod, maps: Part | None, labels: Labels, **settings: Any) -> Part:
+    def curves(self, title: str, method: SaliencyMethod, maps: Job | None, labels: Labels, **settings: Any) -> Job:
         """Curves of these maps; `settings` are the further fields of `Curves`."""
         about = self._describe("curves", title, method, maps, labels, settings)
-        return Part(about, Curves(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
+        return Job(about, Curves(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
 
-    def crops(self, title: str, method: SaliencyMethod, maps: Part | None, labels: Labels, **settings: Any) -> Part:
+    def crops(self, title: str, method: SaliencyMethod, maps: Job | None, labels: Labels, **settings: Any) -> Job:
         """The saliency metric of these maps; `settings` are the further fields of `Crops`."""
         about = self._describe("crops", title, method, maps, labels, settings)
-        return Part(about, Crops(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
+        return Job(about, Crops(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
 
     def of_method(self, title: str, method: SaliencyMethod, targets: Tensor, prob: Tensor, keep_maps: bool, **curve: Any) -> MethodJobs:
         """All jobs of a method that can be described before anything is computed.
@@ -84,7 +84,7 @@ class Jobs:
         kind: str,
         title: str,
         method: SaliencyMethod,
-        maps: Part | None,
+        maps: Job | None,
         labels: Labels,
         settings: Mapping[str, Any],
     ) -> Experiment:
@@ -101,14 +101,14 @@ class MethodJobs:
     title: str
     method: SaliencyMethod
     labels: Labels
-    maps: Part | None
-    curves: Part
-    held_maps: Part | None = None
-    held_crops: Part | None = None
-    crops: Part | None = None
+    maps: Job | None
+    curves: Job
+    held_maps: Job | None = None
+    held_crops: Job | None = None
+    crops: Job | None = None
     alpha: float | None = None
 
-    def of_phase(self, phase: str) -> list[Part]:
+    def of_phase(self, phase: str) -> list[Job]:
         """Those that are computed together: maps, then what needs them, then what needs a threshold."""
         of = {"maps": (self.maps, self.held_maps), "curves": (self.curves, self.held_crops), "crops": (self.crops,)}
         return [job for job in of[phase] if job is not None]

@@ -20,7 +20,7 @@ from salkit.data.files import open_images
 from salkit.data.images import ImageSet, load_distractors
 from salkit.engine.executors import Engine, check_executor, open_engine
 from salkit.engine.identity import describe_experiment
-from salkit.engine.shards import Part
+from salkit.engine.shards import Job
 from salkit.evaluation.evaluate import evaluate, probabilities
 from salkit.evaluation.results import rescore
 from salkit.evaluation.tasks import Source, Table
@@ -212,8 +212,8 @@ class Runs:
         about = describe_experiment("table", function.__name__, 1, function=function, settings=settings)
         nothing = torch.zeros(0, 3, 1, 1)
         with self._engine() as engine:
-            part, source = Part(about, Table(function, settings)), Source(Classifier(nn.Identity()), nothing, (), nothing)
-            replace(engine, executor="serial", strict=True, show_progress=False).run([part], [source])
+            job, source = Job(about, Table(function, settings)), Source(Classifier(nn.Identity()), nothing, (), nothing)
+            replace(engine, executor="serial", strict=True, show_progress=False).run([job], [source])
             engine.store.keep_experiments(function.__name__, [about.key])
             columns = {name: values[0] for name, values in engine.store.read(about.key).items()}
         return pd.DataFrame({name: columns[name] for name in columns["columns"]})

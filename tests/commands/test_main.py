@@ -25,10 +25,11 @@ def test_evaluate_prints_a_table_and_writes_it(run, tmp_path):
     assert table[table.metric == "soundness"].ours.between(0, 1).all()
 
 
-def test_evaluate_takes_settings_labels_and_a_folder(run, tmp_path):
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+def test_evaluate_takes_settings_labels_and_a_folder(run, tmp_path, protocol):
     for name, color in (("a", "red"), ("b", "blue")):
         Image.new("RGB", (32, 32), color).save(tmp_path / f"{name}.png")
-    arguments = f"--data folder:{tmp_path} --labels 3,5 --points 2 --set n_steps=2 --set scale=1 --device cpu".split()
+    arguments = f"--data folder:{tmp_path} --labels 3,5 --points 2 --set n_steps=2 --set scale=1 --device cpu --protocol {protocol}".split()
     result = run("evaluate", "learned_mask", *arguments)
     assert result.exit_code == 0, result.output
     assert "soundness" in result.output

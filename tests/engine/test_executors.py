@@ -22,7 +22,7 @@ from salkit.engine import cluster, dask_shards
 from salkit.engine.compare import compare_stores
 from salkit.engine.executors import check_executor, open_engine, raise_failures
 from salkit.engine.identity import Experiment
-from salkit.engine.shards import Part, ShardError, WorkerError
+from salkit.engine.shards import Job, ShardError, WorkerError
 from salkit.engine.store import Store
 from salkit.evaluation.evaluate import evaluate
 from salkit.methods import get_method
@@ -80,7 +80,7 @@ def attempts(log, row):
 def square(store, executor="serial", task=None, **settings):
     """Compute what a store does not have."""
     with open_engine(store, executor, show_progress=False, **settings) as engine:
-        failures = engine.run([Part(SQUARES, task or Squares())], [Numbers(np.arange(SQUARES.rows))])
+        failures = engine.run([Job(SQUARES, task or Squares())], [Numbers(np.arange(SQUARES.rows))])
         raise_failures(failures, engine.store)
 
 

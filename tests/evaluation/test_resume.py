@@ -16,7 +16,7 @@ from salkit import methods as registry
 from salkit.__main__ import app
 from salkit.data import ImageSet, load_images
 from salkit.engine.identity import Experiment
-from salkit.engine.shards import Part, ShardError, compute_shard
+from salkit.engine.shards import Job, ShardError, compute_shard
 from salkit.engine.store import Store, StoreError
 from salkit.evaluation.evaluate import evaluate
 from salkit.evaluation.results import open_results
@@ -172,8 +172,8 @@ def test_labels_of_ones_own_are_read_back_with_their_names(run, store):
 def shards(store, method, *kinds):
     """The shards of a method in the only evaluation of a store."""
     (found,) = [run for run in Store(store).runs().values() if "methods" in run]
-    parts = next(m for m in found["methods"] if m["method"] == method)
-    return [path for kind in kinds for path in sorted((store / parts[kind]).glob("*.safetensors"))]
+    jobs = next(m for m in found["methods"] if m["method"] == method)
+    return [path for kind in kinds for path in sorted((store / jobs[kind]).glob("*.safetensors"))]
 
 
 def test_half_a_run_is_opened_with_holes_and_says_what_is_missing(run, store):
@@ -286,9 +286,9 @@ def test_rows_that_another_run_has_kept_since_are_not_computed(tmp_path):
         asked.append((start, stop))
         return {"x": np.ones(stop - start)}
 
-    part, source = Part(experiment, task), SimpleNamespace(about=dict)
+    job, source = Job(experiment, task), SimpleNamespace(about=dict)
     with Store(tmp_path).claim(experiment.key, 0, 6):
-        assert compute_shard(part, source, store, 0, 6) is None
-    assert compute_shard(part, source, store, 0, 6) == []
+        assert compute_shard(job, source, store, 0, 6) is None
+    assert compute_shard(job, source, store, 0, 6) == []
     assert asked == [(0, 2), (4, 6)]
     assert store.read(experiment.key, 0, 6)["x"].tolist() == [1, 1, 0, 0, 1, 1]
