@@ -11,6 +11,7 @@ from benchmarks.limits import Limits
 from benchmarks.speed import curve_rows, learning_rows, torchcam_areas, torchcam_composites
 from salkit.curves import auc, deletion_curve, insertion_curve
 from salkit.methods import LearnedMask
+from salkit.methods.pairs import Pairs
 from salkit.models import Classifier
 
 LABELS = (1, 3, 4, 8)
@@ -35,7 +36,7 @@ def test_released_loop_learns_the_masks_of_the_released_loss(net, small, scale):
     images, target, _ = small
     classifier = Classifier(net, LABELS, "labels")
     method = LearnedMask(scale=scale, tv=0.01, l1=1e-3, loss="released", n_steps=20, n_distractors=3)
-    pool, draws = method._infills(classifier, images, target, images, 0, None)
+    pool, draws = method._infills(Pairs.checked(classifier, images, target, images, 0, None))
     found = released.learn_masks(net, images, target, pool, draws, LABELS, scale=scale, l1=1e-3)
     expected = method.attribute(classifier, images, target, distractors=images)
     assert (found.squeeze(1) - expected).abs().mean() < 5e-4
