@@ -16,7 +16,7 @@ else
 ENV := .venv
 endif
 PY    := $(ENV)/bin/python
-# Threads share one heap, whose pages are kept: see salkit/kernels.py.
+# Threads share one heap, whose pages are kept: see salkit/models/folding.py.
 export MALLOC_ARENA_MAX ?= 1
 READY := $(ENV)/.salkit-ready
 
