@@ -327,10 +327,11 @@ def test_fong_vedaldi_circle_is_the_smallest_that_hides_the_class():
     assert found[2] == 170 == RADII[-1]
 
 
-def test_fong_vedaldi_circle_takes_99_percent_of_what_the_largest_takes(mean_pixel):
-    # A class that fades: the more of the bright middle is hidden, the less probable it is.
+@pytest.mark.parametrize("sign", [1, -1])
+def test_fong_vedaldi_circle_takes_99_percent_of_what_the_largest_takes(mean_pixel, sign):
+    # A class that fades: the more of the bright middle is hidden, the less probable it is. With a dark middle the class grows instead.
     x, masks = torch.zeros(1, 3, 32, 32), list(masks_by_radius().values())
-    x[0, 0] = torch.from_numpy(20 * np.exp(-(DISTANCE**2) / 50))
+    x[0, 0] = torch.from_numpy(sign * 20 * np.exp(-(DISTANCE**2) / 50))
     probs = [1 / (1 + 2 * math.exp(-(x[0, 0].numpy() * mask).mean())) for mask in masks]
     whole = 1 / (1 + 2 * math.exp(-x[0, 0].mean().item()))
     left = [(p - probs[-1]) / (whole - probs[-1]) for p in probs]
