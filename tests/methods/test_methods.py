@@ -149,6 +149,7 @@ def test_the_device_changes_nothing(reference_classifier, reference, images, nam
 def test_fast_draws_take_all_of_the_pool_before_any_image_comes_again(quadrant, images):
     method = LearnedMask(schedule="fast", scale=1, n_steps=7, n_distractors=2)
     assert (method.lr, LearnedMask(schedule="fast").n_steps, LearnedMask(schedule="fast", n_steps=3).n_steps) == (0.5, 200, 3)
+    assert get_method("learned_mask", "fast") == LearnedMask(schedule="fast"), "one meaning of fast"
     _, draws = method._infills(Pairs(quadrant, images[:2], torch.tensor([0, 1]), images, 0, ["a", "b"]))
     for i, drawn in enumerate(draws.flatten(1).tolist()):
         assert i not in drawn, "an image is not its own distractor"
