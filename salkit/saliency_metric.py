@@ -19,7 +19,7 @@ from salkit.models.passes import pass_by_pass, pass_size, smaller_when_out_of_me
 
 BoxRule = Literal["threshold", "largest_component"]
 ALPHAS: tuple[float, ...] = (*(i / 20 for i in range(20)), 0.99)
-"""Thresholds that are tried on held-out images: 0 to 0.95 in steps of 0.05, and 0.99."""
+"""Thresholds that are tried on other images: 0 to 0.95 in steps of 0.05, and 0.99."""
 
 
 def saliency_metric(
@@ -42,7 +42,7 @@ def saliency_metric(
         inputs: `(N, 3, H, W)` normalised images, one a pair.
         target: `(N,)` int64 indices into the label list.
         heatmaps: `(N, H, W)`, higher = more salient; each is scaled to [0, 1].
-        alpha: salient are the pixels at or above it; the definition has it chosen on held-out images (`choose_alpha`).
+        alpha: salient are the pixels at or above it; the definition has it chosen on other images (`leave_one_out`).
         rule: `"threshold"` is the definition; `"largest_component"` is what Phang et al.'s code does: the threshold is the map's mean, and
             only the largest connected region counts (its box one pixel short on two sides there; not here). It has no alpha.
         internal_batch_size: crops a forward pass; None chooses by image size.
@@ -67,14 +67,6 @@ def saliency_metric(
     return _score(classifier, inputs, target, found[:, None], internal_batch_size).squeeze(1)
 
 
-def choose_alpha(classifier: Classifier, inputs: Tensor, target: Tensor, heatmaps: Tensor) -> float:
-    """The threshold of `ALPHAS` with the lowest mean saliency metric on held-out pairs; of equal ones the lowest.
-
-    Arguments and errors as for `saliency_metric`.
-    """
-    return best_alpha(saliency_metric_by_alpha(classifier, inputs, target, heatmaps))
-
-
 def saliency_metric_by_alpha(
     classifier: Classifier, inputs: Tensor, target: Tensor, heatmaps: Tensor, alphas: Sequence[float] = ALPHAS
 ) -> Tensor:
@@ -84,9 +76,28 @@ def saliency_metric_by_alpha(
     return _score(classifier, inputs, target, torch.stack([boxes(heatmaps, alpha) for alpha in alphas], 1))
 
 
-def best_alpha(metric: Tensor) -> float:
-    """The threshold of `ALPHAS` with the lowest mean of the metric `(N, len(ALPHAS))`; of equal ones the lowest."""
-    return ALPHAS[int(metric.mean(0).argmin())]
+def leave_one_out(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """The metric of each image at the threshold that is best for all the others.
+
+    Args:
+        metric: `(N, len(ALPHAS))`, see `saliency_metric_by_alpha`; NaN for images that are not there.
+
+    Returns:
+        Metric and threshold of each image, `(N,)`; NaN where there is no other image. Of equally good thresholds the lowest.
+
+    Example:
+        >>> value, alpha = leave_one_out(torch.eye(len(ALPHAS))[:3])
+        >>> alpha
+        tensor([0.0500, 0.0000, 0.0000])
+        >>> value
+        tensor([0., 0., 0.])
+    """
+    there = metric.isfinite().all(1)
+    others = metric[there].double().sum(0) - metric.double()
+    best = others.argmin(1)
+    known = there & (there.sum() > 1)
+    value, alpha = metric.gather(1, best[:, None]).squeeze(1), torch.tensor(ALPHAS)[best.cpu()].to(metric)
+    return value.where(known, torch.nan), alpha.where(known, torch.nan)
 
 
 def boxes(heatmaps: Tensor, alpha: float = 0.5, rule: BoxRule = "threshold") -> Tensor:

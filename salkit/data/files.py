@@ -35,6 +35,8 @@ IMAGENETTE_CHECKSUM = "md5:fe2fc210e6bb7c5664d602c3cd71e612"
 IMAGENET_SAMPLE_LABELS = (99, 243, 455, 471, 541, 559, 741, 853, 915, 949)
 """Ten classes of the packaged ImageNet samples: those that EfficientNet-Lite0 classifies most confidently. Imagenette's ten were chosen
 for being easy, too."""
+OTHER_IMAGENET_SAMPLE_LABELS = (22, 129, 251, 305, 317, 438, 511, 609, 630, 990)
+"""The nine classes of the other ten packaged samples (two show a jeep), and the other class that the net sees most in one of them."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 

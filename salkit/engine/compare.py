@@ -61,13 +61,14 @@ def _subject(store: Store, key: str) -> str:
     what = dict(experiment.what)
     if isinstance(what.get("maps"), str) and (store.folder / what["maps"] / "manifest.json").is_file():
         what["maps"] = _subject(store, what["maps"])
-    return canonical([experiment.kind, experiment.rows, _without_versions(what)])
+    return canonical([experiment.kind, experiment.rows, without_versions(what)])
 
 
-def _without_versions(what: Any) -> Any:
+def without_versions(what: Any) -> Any:
+    """A description without the code of what it describes and without settings that change only rounding."""
     if isinstance(what, dict):
-        return {name: _without_versions(value) for name, value in what.items() if name not in IGNORED}
-    return [_without_versions(value) for value in what] if isinstance(what, list) else what
+        return {name: without_versions(value) for name, value in what.items() if name not in IGNORED}
+    return [without_versions(value) for value in what] if isinstance(what, list) else what
 
 
 def _difference(a: np.ndarray, b: np.ndarray, logits: bool) -> np.ndarray:

@@ -22,10 +22,9 @@ from salkit.engine.store import Store
 from salkit.evaluation.arguments import check_methods, check_protocol, check_scene, check_targets, label_coords
 from salkit.evaluation.jobs import Jobs, MethodJobs
 from salkit.evaluation.results import PHASES, assemble, find_protocol
-from salkit.evaluation.tasks import Labels, Source, as_heatmaps
+from salkit.evaluation.tasks import Source, as_heatmaps
 from salkit.methods import SaliencyMethod
 from salkit.models.classifier import Classifier, resolve_device
-from salkit.saliency_metric import ALPHAS
 from salkit.scores import Protocol
 
 
@@ -41,7 +40,7 @@ def evaluate(
     baseline: float = 0.0,
     deletion: Literal["prediction", "all", "none"] = "prediction",
     blur_games: bool = False,
-    held_out: ImageSet | Tensor | None = None,
+    saliency_metric: bool = False,
     seed: int = 0,
     keep_heatmaps: bool = False,
     keep_curves: bool = False,
@@ -70,7 +69,8 @@ def evaluate(
         baseline: what hides a pixel, in normalised space.
         deletion: compute deletion for the predicted label (the paper's column), for all labels, or not at all.
         blur_games: also play insertion and deletion with RISE's blur as infill, for the predicted label.
-        held_out: other images, on which the threshold of the saliency metric is chosen for every method; None leaves that metric out.
+        saliency_metric: also crop the images as the saliency metric does, for the predicted label. For every image and method the threshold
+            is the one that is best for the other images.
         seed: of every random draw.
         keep_heatmaps: also return `heatmap` with dims y and x, and `pixels (image, y, x, channel)` of an `ImageSet`.
         keep_curves: also return `insertion_curve` with dim kept.
@@ -85,8 +85,9 @@ def evaluate(
     Returns:
         `prob (image, label)`; `insertion_auc`, `deletion_auc`, `completeness`, `soundness`, `tie_share` `(method, image, label)`;
         `label_correlation (method, image)`; `games (method, image, game, infill, rule)`, the areas for the predicted label under both
-        rules; with `held_out` also `saliency_metric (method, image, box)` and `alpha (method)`;
-        `prediction (image)`, an index into the labels. What was not asked for is NaN. With `targets` the labels
+        rules; `prediction (image)`, an index into the labels. If asked for, `saliency_metric (method, image, box)`, its threshold
+        `alpha (method, image)`, and the metric at every threshold, `saliency_metric_by_alpha (method, image, tried)`. What was not asked
+        for is NaN. With `targets` the labels
         are called `label 1` to `label k`, and the coordinate `label_name (image, label)` says which they are.
 
     Raises:
@@ -103,7 +104,6 @@ def evaluate(
     chosen, rules = check_methods(methods), find_protocol(protocol)
     inputs, ids, pool = check_scene(classifier, images, distractors)
     check_protocol(classifier, chosen, rules)
-    other = None if held_out is None else check_scene(classifier, held_out, pool, "held_out")
     kept, seed, baseline = kept_counts(inputs[0, 0].numel(), n_steps), check_integer("seed", seed), check_number("baseline", baseline)
     check_choice("deletion", deletion, ("prediction", "all", "none"))
     images_per_batch = check_integer("images_per_batch", images_per_batch, 1)
@@ -112,16 +112,16 @@ def evaluate(
     if executor == "serial" and device is not None:
         resolve_device(device)
     targets = check_targets(targets, classifier, inputs)
+    if not isinstance(saliency_metric, bool):
+        raise TypeError(f"saliency_metric: expected True or False, got {saliency_metric!r}")
     curve = {"n_steps": len(kept) - 1, "baseline": baseline, "deletion": deletion, "blur_games": blur_games}
     with open_engine(store, executor, workers, show_progress) as engine:
-        sources = [Source(classifier, inputs, ids, pool, device, images_per_batch)]
-        jobs = Jobs(name, sources[0], seed)
-        prob = _probabilities(jobs, sources, engine)
+        source = Source(classifier, inputs, ids, pool, device, images_per_batch)
+        jobs = Jobs(name, source, seed)
+        prob = _probabilities(jobs, source, engine)
         targets = torch.arange(prob.shape[1]).expand(len(ids), -1) if targets is None else targets
-        methods_jobs = [jobs.of_method(title, method, targets, prob, keep_heatmaps, **curve) for title, method in chosen.items()]
-        if other is not None:
-            sources.append(Source(classifier, *other, device, images_per_batch))
-            _add_held_out(Jobs(f"{name}_held_out", sources[1], seed, 1), sources, methods_jobs, engine)
+        settings = (targets, prob, keep_heatmaps, saliency_metric)
+        methods_jobs = [jobs.of_method(title, method, *settings, **curve) for title, method in chosen.items()]
         run = {
             "coords": {"method": list(chosen), "image": list(ids), "kept": kept.tolist()}
             | label_coords(classifier, images, targets, prob.shape[1]),
@@ -130,7 +130,7 @@ def evaluate(
             "prob": jobs.probabilities().experiment.key,
             "targets": targets.tolist(),
         }
-        _compute(engine, name, run, methods_jobs, jobs, sources)
+        _compute(engine, name, run, methods_jobs, source)
         result = assemble(engine.store, run | {"methods": [each.keys() for each in methods_jobs]})
         if not keep_curves:
             result = result.drop_vars(["insertion_curve", "kept"])
@@ -141,35 +141,20 @@ def evaluate(
     return result
 
 
-def _compute(
-    engine: Engine, name: str, run: Mapping[str, Any], methods_jobs: Sequence[MethodJobs], jobs: Jobs, sources: Sequence[Source]
-) -> None:
-    """Compute what is missing: maps, then curves, then the crops that need a threshold from the held-out images."""
+def _compute(engine: Engine, name: str, run: Mapping[str, Any], methods_jobs: Sequence[MethodJobs], source: Source) -> None:
+    """Compute what is missing: maps, then what is measured of them."""
     failures = []
     _keep_run(engine, name, run, methods_jobs)
     for phase in PHASES:
-        if phase == "crops":
-            for each in methods_jobs:
-                each.choose_alpha(jobs, engine.store)
-            _keep_run(engine, name, run, methods_jobs)
-        failures += engine.run([job for each in methods_jobs for job in each.of_phase(phase)], sources, desc=phase)
+        failures += engine.run([job for each in methods_jobs for job in each.of_phase(phase)], [source], desc=phase)
     raise_failures(failures, engine.store)
-
-
-def _add_held_out(jobs: Jobs, sources: Sequence[Source], methods_jobs: Sequence[MethodJobs], engine: Engine) -> None:
-    """Maps of the held-out images' predictions and their crops for every threshold."""
-    prediction = _probabilities(jobs, sources, engine, keep=True).argmax(1, keepdim=True)
-    labels = Labels(prediction, torch.zeros(len(prediction), dtype=torch.int64), prediction)
-    for each in methods_jobs:
-        each.held_maps = None if each.maps is None else jobs.maps(each.title, each.method, prediction)
-        each.held_crops = jobs.crops(each.title, each.method, each.held_maps, labels, alphas=ALPHAS)
 
 
 def _keep_run(engine: Engine, name: str, run: Mapping[str, Any], methods_jobs: Sequence[MethodJobs]) -> None:
     """Write the run's manifest, named by the first of its experiments' hashes so that other settings get one of their own."""
     methods = [each.keys() for each in methods_jobs]
     keys = [run["prob"], *(job.experiment.key for each in methods_jobs for phase in PHASES for job in each.of_phase(phase))]
-    mark = digest(canonical([run["prob"], [m["curves"] for m in methods], [m["held_crops"] for m in methods]]))[:8]
+    mark = digest(canonical([run["prob"], [m["curves"] for m in methods], [m["crops"] for m in methods]]))[:8]
     engine.store.keep_run(f"{name}-{mark}", {**run, "methods": methods, "experiments": keys})
 
 
@@ -216,12 +201,12 @@ def explain(
     return {title: as_heatmaps(method, maps[title], inputs.shape[-2:])[:, 0] for title, method in methods.items()}
 
 
-def _probabilities(jobs: Jobs, sources: Sequence[Source], engine: Engine, keep: bool = False) -> Tensor:
+def _probabilities(jobs: Jobs, source: Source, engine: Engine, keep: bool = False) -> Tensor:
     """Probabilities of the label list on the images of the jobs' source, `(N, A)`; `keep` as a run of their own."""
     job = jobs.probabilities()
     if keep:
         engine.store.keep_experiments(jobs.name, [job.experiment.key])
-    raise_failures(engine.run([job], sources, desc="probabilities"), engine.store)
+    raise_failures(engine.run([job], [source], desc="probabilities"), engine.store)
     return torch.from_numpy(engine.store.read(job.experiment.key)["prob"])
 
 
@@ -237,4 +222,4 @@ def probabilities(classifier: Classifier, images: ImageSet | Tensor, engine: Eng
             return probabilities(classifier, images, own, device)
     inputs, ids, _ = check_scene(classifier, images, None)
     source = Source(classifier, inputs, ids, inputs[:0], device)
-    return _probabilities(Jobs("probabilities", source, 0), [source], engine, keep=True)
+    return _probabilities(Jobs("probabilities", source, 0), source, engine, keep=True)

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from salkit.engine.identity import Experiment, describe, describe_experiment, digest
 from salkit.engine.shards import Job
-from salkit.engine.store import Store
 from salkit.evaluation.tasks import Crops, Curves, Labels, Maps, Probabilities, Source, maps_are_kept
 from salkit.methods import SaliencyMethod, same_map_for_all_labels
 from salkit.methods.base import LearnedMap
-from salkit.saliency_metric import best_alpha
+from salkit.saliency_metric import ALPHAS
 
 
 class Jobs:
@@ -25,18 +23,17 @@ class Jobs:
         name: of the evaluation, for titles.
         source: classifier and images.
         seed: of every random draw.
-        index: which of the evaluation's sources it is.
     """
 
-    def __init__(self, name: str, source: Source, seed: int, index: int = 0) -> None:
-        self.name, self.source, self.seed, self.index, self.n = name, source, seed, index, len(source.ids)
+    def __init__(self, name: str, source: Source, seed: int) -> None:
+        self.name, self.source, self.seed, self.n = name, source, seed, len(source.ids)
         self.subject = describe({"classifier": source.classifier, "images": {"ids": source.ids, "pixels": source.inputs}})
         self.pool = {"pool": digest(source.pool), "seed": seed}
 
     def probabilities(self) -> Job:
         """Of the label list on whole images."""
         about = describe_experiment("probabilities", f"{self.name}: probabilities", self.n, **self.subject)
-        return Job(about, Probabilities(), self.index)
+        return Job(about, Probabilities())
 
     def maps(self, title: str, method: SaliencyMethod, explained: Tensor) -> Job:
         """A method's maps of all images for the labels `explained (N, k)`."""
@@ -47,20 +44,22 @@ class Jobs:
         settings["precision"] = getattr(method, "precision", "float32")
         settings["kept_as"] = getattr(method, "kept_as", "values")
         about = describe_experiment("maps", f"{self.name}, {title}: maps", self.n, **settings)
-        return Job(about, Maps(method, explained, self.seed), self.index)
+        return Job(about, Maps(method, explained, self.seed))
 
     def curves(self, title: str, method: SaliencyMethod, maps: Job | None, labels: Labels, **settings: Any) -> Job:
         """Curves of these maps; `settings` are the further fields of `Curves`."""
         about = self._describe("curves", title, method, maps, labels, settings)
-        return Job(about, Curves(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
+        return Job(about, Curves(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings))
 
     def crops(self, title: str, method: SaliencyMethod, maps: Job | None, labels: Labels, **settings: Any) -> Job:
         """The saliency metric of these maps; `settings` are the further fields of `Crops`."""
         about = self._describe("crops", title, method, maps, labels, settings)
-        return Job(about, Crops(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings), self.index)
+        return Job(about, Crops(method, maps.experiment.key if maps else None, *labels, seed=self.seed, **settings))
 
-    def of_method(self, title: str, method: SaliencyMethod, targets: Tensor, prob: Tensor, keep_maps: bool, **curve: Any) -> MethodJobs:
-        """All jobs of a method that can be described before anything is computed.
+    def of_method(
+        self, title: str, method: SaliencyMethod, targets: Tensor, prob: Tensor, keep_maps: bool, crop: bool, **curve: Any
+    ) -> MethodJobs:
+        """All jobs of a method.
 
         Args:
             title: of the method.
@@ -68,6 +67,7 @@ class Jobs:
             targets: `(N, k)` labels that are scored.
             prob: `(N, A)` probabilities of the label list on whole images.
             keep_maps: also where they are cheap.
+            crop: also for the saliency metric.
             curve: the further fields of `Curves`.
         """
         best, explained = prob.gather(1, targets).argmax(1), targets
@@ -77,7 +77,8 @@ class Jobs:
             explained = targets.gather(1, best[:, None])
         labels = Labels(targets, best, explained)
         maps = self.maps(title, method, explained) if keep_maps or maps_are_kept(method) else None
-        return MethodJobs(title, method, labels, maps, self.curves(title, method, maps, labels, **curve))
+        crops = self.crops(title, method, maps, labels, alphas=ALPHAS, largest_component=True) if crop else None
+        return MethodJobs(title, method, labels, maps, self.curves(title, method, maps, labels, **curve), crops)
 
     def _describe(
         self,
@@ -103,24 +104,14 @@ class MethodJobs:
     labels: Labels
     maps: Job | None
     curves: Job
-    held_maps: Job | None = None
-    held_crops: Job | None = None
-    crops: Job | None = None
-    alpha: float | None = None
+    crops: Job | None
 
     def of_phase(self, phase: str) -> list[Job]:
-        """Those that are computed together: maps, then what needs them, then what needs a threshold."""
-        of = {"maps": (self.maps, self.held_maps), "curves": (self.curves, self.held_crops), "crops": (self.crops,)}
+        """Those that are computed together: maps, then what is measured of them."""
+        of = {"maps": (self.maps,), "curves": (self.curves, self.crops)}
         return [job for job in of[phase] if job is not None]
-
-    def choose_alpha(self, jobs: Jobs, store: Store) -> None:
-        """Once the held-out images are measured: the threshold, and the job that uses it."""
-        if self.held_crops is not None and not store.missing(self.held_crops.experiment):
-            self.alpha = best_alpha(torch.from_numpy(store.read(self.held_crops.experiment.key)["threshold"]))
-            settings = {"alphas": (self.alpha,), "largest_component": True}
-            self.crops = jobs.crops(self.title, self.method, self.maps, self.labels, **settings)
 
     def keys(self) -> dict[str, Any]:
         """For the run's manifest."""
-        named = {"maps": self.maps, "curves": self.curves, "held_maps": self.held_maps, "held_crops": self.held_crops, "crops": self.crops}
-        return {name: job and job.experiment.key for name, job in named.items()} | {"method": self.title, "alpha": self.alpha}
+        named = {"maps": self.maps, "curves": self.curves, "crops": self.crops}
+        return {name: job and job.experiment.key for name, job in named.items()} | {"method": self.title}

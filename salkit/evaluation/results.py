@@ -12,7 +12,7 @@ from torch import Tensor
 
 from salkit.curves import AucRule, auc
 from salkit.engine.store import Store, StoreError
-from salkit.saliency_metric import BoxRule
+from salkit.saliency_metric import ALPHAS, BoxRule, leave_one_out
 from salkit.scores import PROTOCOLS, Protocol, completeness, soundness
 
 
@@ -52,7 +52,7 @@ def open_results(store: str | Path | Store, name: str = "evaluation") -> xr.Data
     return assemble(kept, list(runs.values())[-1], partly=True)
 
 
-PHASES = ("maps", "curves", "crops")
+PHASES = ("maps", "curves")
 GAMES = ("insertion", "deletion")
 DIMS = {
     "insertion_auc": ("image", "label"),
@@ -61,7 +61,8 @@ DIMS = {
     "label_correlation": ("image",),
     "games": ("image", "game", "infill", "rule"),
     "saliency_metric": ("image", "box"),
-    "alpha": (),
+    "saliency_metric_by_alpha": ("image", "tried"),
+    "alpha": ("image",),
     "insertion_curve": ("image", "label", "kept"),
 }
 """Dims of what is measured for every method."""
@@ -77,15 +78,16 @@ def assemble(store: Store, run: Mapping[str, Any], partly: bool = False) -> xr.D
     found: dict[str, list[Tensor | None]] = {name: [] for name in DIMS}
     missing = []
     for m in run["methods"]:
-        for name in PHASES:
+        for name in ("maps", "curves", "crops"):
             if m[name] and (left := sum(b - a for a, b in store.missing(store.experiment(m[name])))):
                 missing.append(f"{m['method']}: {name} {store.experiment(m[name]).rows - left} of {store.experiment(m[name]).rows}")
         arrays, there = store.read_partly(m["curves"], 0, n)
         measured = _measure({name: torch.from_numpy(a) for name, a in arrays.items()}, best, k, rules.auc_rule, blur) if there.any() else {}
         if m["crops"]:
             if crops := {name: torch.from_numpy(a) for name, a in store.read_partly(m["crops"], 0, n)[0].items()}:
-                measured["saliency_metric"] = torch.stack([crops["threshold"][:, 0], crops["largest_component"]], 1)
-            measured["alpha"] = torch.tensor(m["alpha"])
+                value, measured["alpha"] = leave_one_out(crops["threshold"])
+                measured["saliency_metric"] = torch.stack([value, crops["largest_component"]], 1)
+                measured["saliency_metric_by_alpha"] = crops["threshold"]
         for name in DIMS:
             found[name].append(measured.get(name))
     if missing and not partly:
@@ -99,7 +101,7 @@ def assemble(store: Store, run: Mapping[str, Any], partly: bool = False) -> xr.D
     if "label_name" in coords:
         coords["label_name"] = (("image", "label"), coords["label_name"])
     coords |= {"game": list(GAMES), "infill": ["gray", "blur"] if blur else ["gray"]}
-    coords |= {"rule": list(get_args(AucRule)), "box": list(get_args(BoxRule))}
+    coords |= {"rule": list(get_args(AucRule)), "box": list(get_args(BoxRule)), "tried": list(ALPHAS)}
     result = xr.Dataset({"prob": (("image", "label"), prob.numpy())} | variables, coords)
     result["prediction"] = result.prob.argmax("label")
     result = rescore(result, rules) if "insertion_auc" in result else result

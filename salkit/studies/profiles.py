@@ -1,6 +1,8 @@
-"""Profiles: how large every notebook's runs are, and the methods they compare.
+"""Profiles: the experiments of the notebooks on fewer or more images, and the methods that they compare.
 
-A profile changes sizes (and which data and classifier those sizes are for), never the code path.
+`smoke`, `demo` and `overnight` nest. They have the same nets, methods and settings, and the smaller ones take the first images of the
+larger ones' lists. `overnight` has been computed once, and its results are recorded. `smoke` and `demo` show them and compute a part again.
+`paper` has the paper's own data, nets and schedule.
 """
 
 from __future__ import annotations
@@ -8,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from salkit.data.files import IMAGENET_SAMPLE_LABELS, IMAGENETTE_LABELS
+from salkit.data.files import IMAGENET_SAMPLE_LABELS, IMAGENETTE_LABELS, OTHER_IMAGENET_SAMPLE_LABELS
 from salkit.data.images import ImageSet, load_images
 from salkit.methods import CenteredGaussian, LearnedMask, Random, SaliencyMethod, get_method, same_map_for_all_labels
+from salkit.methods.learned_mask import Name
 from salkit.methods.masker import masker_path
 from salkit.methods.masker_training import MaskerRecipe
 from salkit.models.classifier import PrecisionChoice
@@ -21,125 +24,138 @@ from salkit.scores import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One data set with its classifier, and the sizes of its runs.
+    """A data set with its classifier, and the settings that all its experiments share.
 
     Attributes:
-        data: name for `load_images`; only images of `labels` are used.
+        data: name for `load_images`.
         classifier: name for `load_classifier`.
-        labels: the label list; None for all classes of the net.
-        n_images: how many images are drawn from the data set.
+        lists: the label lists by name; images are explained for the labels of the list that has their own. `None` for all classes.
         pool: how many training images the distractors are drawn from.
-        n_steps, n_distractors, lr: of mask learning; None for those of the schedule. Fewer steps need a higher rate.
         l1: weight of the mask's area, about one over the number of pixels.
         n_points: points of a curve; None for every pixel count.
-        picture_steps: steps of the few masks that are shown as pictures; None for those of the schedule.
-        images_per_batch: images handed to a method at a time.
-        held_out: how many other images choose the thresholds of the saliency metric.
-        own_label_images: how many images notebook 04 explains for their own two best labels.
-        grid_images: how many of the images the grid of protocols is evaluated on.
-        masker_images: how many training images notebook 00 shows to Dabkowski and Gal's masker in each of two phases, and to Phang's.
-        sanity_images: how many images are explained before and after layers are randomised.
-        followed: images, labels of each, and composites a pair (None for all) for which notebook 07 follows both schedules.
         schedule, precision: of mask learning, see `LearnedMask`.
-        preset: of the other methods, see `salkit.methods.get_method`.
+        n_steps, n_distractors, lr: None for those of the schedule.
+        maskers: how many training images notebook 00 shows to Dabkowski and Gal's masker in each of two phases, and to Phang's.
+        small_maskers: whether maskers are trained in small batches and crops, with a narrow decoder and a class embedding that starts from
+            the classifier's weights.
+        images_per_batch: images handed to a method at a time.
     """
 
     data: str
     classifier: str
-    labels: tuple[int, ...] | None = None
-    n_images: int
-    pool: int
+    lists: Mapping[str, tuple[int, ...] | None] = field(default_factory=lambda: {"a": None})
+    pool: int = 20
+    l1: float
+    n_points: int | None = None
+    schedule: Name = "settled"
+    precision: PrecisionChoice = "float32"
     n_steps: int | None = None
     n_distractors: int | None = None
     lr: float | None = None
-    l1: float
-    n_points: int | None = None
-    picture_steps: int | None = None
+    maskers: tuple[int, int, int] = (120, 360, 360)
+    small_maskers: bool = True
     images_per_batch: int = 20
-    held_out: int = 0
-    own_label_images: int = 2
-    grid_images: int = 0
-    masker_images: tuple[int, int, int] = (120, 360, 360)
-    sanity_images: int = 2
-    followed: tuple[int, int, int | None] = (1, 2, 40)
-    schedule: Literal["paper", "fast"] = "fast"
-    precision: PrecisionChoice = "float32"
-    preset: Literal["source", "fast"] = "fast"
-
-    def images(self) -> ImageSet:
-        """All images of the data set whose label is in the list."""
-        images = load_images(self.data)
-        return images if self.labels is None else images.with_labels(self.labels)
 
     @property
-    def followed_points(self) -> int:
-        """Points of the curves that notebook 07 measures during learning."""
-        return self.n_points or 64
+    def labels(self) -> tuple[int, ...] | None:
+        """The first label list."""
+        return next(iter(self.lists.values()))
+
+    def images(self, name: str = "a") -> ImageSet:
+        """All images of the data set whose label is in the list of this name."""
+        images, labels = load_images(self.data), self.lists[name]
+        return images if labels is None else images.with_labels(labels)
 
     def learned_mask(self, protocol: Protocol, **settings: object) -> LearnedMask:
-        """The paper's method at this study's size."""
+        """The paper's method with this study's settings."""
         names = ("schedule", "precision", "n_steps", "n_distractors", "lr", "l1")
-        sizes = {name: getattr(self, name) for name in names} | {"loss": protocol.loss}
-        return LearnedMask(**(sizes | settings))
+        return LearnedMask(**({name: getattr(self, name) for name in names} | {"loss": protocol.loss} | settings))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Sizes of all notebooks.
+    """Which studies, and how many images of each experiment.
 
     Attributes:
-        cifar10, imagenette: the two studies.
+        cifar10, imagenet: the two studies.
         tvs: the values of lTV in the CIFAR-10 sweep.
+        images: images by experiment; of Table 1, of each label list and by group of rows (`ROWS`). 0 where nothing is computed.
         theory: of the toy model: `n_trials`, dimension `d`, and `ds` and `margins` to sweep.
+        recorded: the profile whose recorded results are shown; empty where the profile's own are.
     """
 
     name: str
     cifar10: Study
-    imagenette: Study
+    imagenet: Study
     tvs: tuple[float, ...]
+    images: Mapping[str, int]
     theory: Mapping[str, Any] = field(default_factory=dict)
+    recorded: str = ""
 
 
 TVS = (0.0, 0.001, 0.01, 0.1, 1.0)
 
-_SMALL: dict[str, Any] = {"pool": 20, "n_distractors": 1, "lr": 0.2}
-_LARGE: dict[str, Any] = {"n_images": 1000, "pool": 1000, "schedule": "paper"}
-_CIFAR10: dict[str, Any] = {"data": "cifar10-samples", "classifier": "cifar10-resnet20", "l1": 1e-3}
-_IMAGENET: dict[str, Any] = {"data": "imagenet-samples", "classifier": "efficientnet-lite0", "labels": IMAGENET_SAMPLE_LABELS, "l1": 2e-5}
-_CIFAR10_FULL = _CIFAR10 | {"data": "cifar10", "classifier": "cifar10-resnet164"}
-_IMAGENETTE = _IMAGENET | {"data": "imagenette", "classifier": "resnet50", "labels": IMAGENETTE_LABELS}
-# Of what goes beyond Table 1. `paper` has the second phase of Dabkowski and Gal's masker as published, and the 12 epochs of Phang's over
-# the 9,469 training images of Imagenette.
-_MORE: dict[str, dict[str, Any]] = {
-    "smoke": {"held_out": 2, "grid_images": 2, "sanity_images": 1, "masker_images": (24, 24, 24)},
-    "demo": {"held_out": 5, "grid_images": 3, "own_label_images": 4, "followed": (1, 2, 50)},
-    "paper": {"held_out": 200, "grid_images": 1000, "own_label_images": 1000, "sanity_images": 20, "followed": (100, 2, None)}
-    | {"masker_images": (192_000, 192_000, 12 * 9_469), "preset": "source"},
-}
+_CIFAR10: dict[str, Any] = {"l1": 1e-3}
+_IMAGENET: dict[str, Any] = {"l1": 2e-5, "n_points": 28}
+_LISTS = {"a": IMAGENET_SAMPLE_LABELS, "b": OTHER_IMAGENET_SAMPLE_LABELS}
 
-_SMOKE = Profile(
-    name="smoke",
-    cifar10=Study(**_CIFAR10, **_SMALL, n_images=4, n_steps=20, n_points=16, picture_steps=20),
-    imagenette=Study(**_IMAGENET, **_SMALL, **_MORE["smoke"], n_images=2, n_steps=4, n_points=7, picture_steps=8),
-    tvs=(0.0, 0.01, 0.1),
-    theory={"d": 1_000, "n_trials": 200, "ds": (1_000, 10_000), "margins": (0.2, 0.4)},
-)
-_DEMO = Profile(
-    name="demo",
-    cifar10=replace(_SMOKE.cifar10, n_images=12, n_steps=40, n_points=32, picture_steps=60, followed=(4, 4, 200)),
-    imagenette=Study(**_IMAGENET, **_SMALL | {"lr": 0.3}, **_MORE["demo"], n_images=5, n_steps=12, n_points=8, picture_steps=48),
+# fmt: off
+IMAGES = {
+    #                 smoke demo overnight paper
+    "sweep":         (1,    4,   20,       1000),
+    "ours":          (0,    2,   10,       1000),
+    "cheap":         (1,    5,   10,       1000),
+    "prior":         (0,    0,   10,       1000),
+    "igos":          (0,    0,   10,       1000),
+    "protocols":     (0,    0,   10,       1000),
+    "second seed":   (0,    0,   5,        0),
+    "mosaics":       (0,    0,   12,       100),
+    "two labels":    (0,    0,   10,       1000),
+    "settled":       (0,    0,   8,        0),
+    "sanity":        (0,    0,   6,        20),
+}
+"""Experiment or group of rows -> how many images of a list, by profile."""
+# fmt: on
+
+
+def _images(place: int) -> dict[str, int]:
+    return {name: counts[place] for name, counts in IMAGES.items()}
+
+
+_OVERNIGHT = Profile(
+    name="overnight",
+    cifar10=Study(data="cifar10-samples", classifier="cifar10-resnet20", **_CIFAR10),
+    imagenet=Study(data="imagenet-samples", classifier="efficientnet-lite0", lists=_LISTS, **_IMAGENET),
     tvs=TVS,
+    images=_images(2),
     theory={"d": 10_000, "n_trials": 500, "ds": (1_000, 10_000, 100_000), "margins": (0.1, 0.2, 0.4)},
 )
+_DEMO = replace(_OVERNIGHT, name="demo", images=_images(1), recorded="overnight")
+_SMOKE = replace(
+    _DEMO,
+    name="smoke",
+    images=_images(0),
+    theory={"d": 1_000, "n_trials": 200, "ds": (1_000, 10_000), "margins": (0.2, 0.4)},
+)
+_LARGE: dict[str, Any] = {"pool": 1000, "schedule": "paper"}
 _PAPER = Profile(
     name="paper",
-    cifar10=Study(**_CIFAR10_FULL, **_LARGE, images_per_batch=100, followed=(100, 4, None)),
-    imagenette=Study(**_IMAGENETTE, **_LARGE, **_MORE["paper"], n_points=28),
+    cifar10=Study(data="cifar10", classifier="cifar10-resnet164", images_per_batch=100, **_CIFAR10 | _LARGE),
+    imagenet=Study(
+        data="imagenette",
+        classifier="resnet50",
+        lists={"a": IMAGENETTE_LABELS},
+        # The second phase of Dabkowski and Gal as published, and Phang's 12 epochs over the 9,469 training images.
+        maskers=(192_000, 192_000, 12 * 9_469),
+        small_maskers=False,
+        **_IMAGENET | _LARGE,
+    ),
     tvs=TVS,
+    images=_images(3),
     theory={"d": 1_000_000, "n_trials": 1000, "ds": (1_000, 10_000, 100_000, 1_000_000), "margins": (0.05, 0.1, 0.2, 0.4)},
 )
-PROFILES = {profile.name: profile for profile in (_SMOKE, _DEMO, _PAPER)}
-"""`smoke` shows that everything runs, `demo` fits a laptop, `paper` has the paper's sizes and wants a GPU."""
+PROFILES = {profile.name: profile for profile in (_SMOKE, _DEMO, _OVERNIGHT, _PAPER)}
+"""`smoke` shows in a minute that everything runs, `demo` fits a laptop, `overnight` is the recorded study, `paper` wants a GPU."""
 
 
 def get_profile(name: str, schedule: str = "", precision: str = "") -> Profile:
@@ -149,7 +165,7 @@ def get_profile(name: str, schedule: str = "", precision: str = "") -> Profile:
         ValueError: unknown name, schedule or precision.
 
     Example:
-        >>> get_profile("paper").imagenette.n_images
+        >>> get_profile("paper").images["ours"]
         1000
     """
     if name not in list(PROFILES):
@@ -157,7 +173,7 @@ def get_profile(name: str, schedule: str = "", precision: str = "") -> Profile:
     profile = PROFILES[name]
     changes: Any = {name: value for name, value in (("schedule", schedule), ("precision", precision)) if value}
     LearnedMask(**changes)  # raises for unknown values
-    return replace(profile, cifar10=replace(profile.cifar10, **changes), imagenette=replace(profile.imagenette, **changes))
+    return replace(profile, cifar10=replace(profile.cifar10, **changes), imagenet=replace(profile.imagenet, **changes))
 
 
 def tv_sweep_methods(study: Study, tvs: tuple[float, ...], protocol: Protocol) -> dict[str, SaliencyMethod]:
@@ -178,18 +194,18 @@ def table1_methods(
     """
     prior = {
         "Gradient x Input": get_method("gradient_x_input"),
-        "iGOS++": get_method("igos_pp", study.preset),
+        "iGOS++": get_method("igos_pp"),
         "Dabkowski and Gal": get_method("dabkowski_gal", masker=masker_of("dabkowski_gal", study.classifier, checkpoints)),
-        "Fong and Vedaldi": get_method("fong_vedaldi", study.preset),
+        "Fong and Vedaldi": get_method("fong_vedaldi"),
         "Phang et al.": get_method("phang", masker=masker_of("phang", study.classifier, checkpoints)),
     }
     conditional = masker_of("phang-conditional", study.classifier, checkpoints)
     extra = {
         "Phang et al. (class)": get_method("phang", masker=conditional, class_conditional=True),
-        "RISE": get_method("rise", study.preset),
+        "RISE": get_method("rise"),
         "Grad-CAM": get_method("grad_cam"),
-        "SmoothGrad": get_method("smooth_grad", study.preset),
-        "Integrated Gradients": get_method("integrated_gradients", study.preset),
+        "SmoothGrad": get_method("smooth_grad"),
+        "Integrated Gradients": get_method("integrated_gradients"),
         "LRP": get_method("lrp"),
     }
     ours = our_methods(study, protocol, **settings)
@@ -213,21 +229,29 @@ PAPER_ROWS = (
 )
 """The eleven rows of the paper's Table 1."""
 
-CHEAP_ROWS = ("Gradient x Input", "Dabkowski and Gal", "Phang et al.", "Random", "Centered Gaussian")
-"""Rows of Table 1 whose maps do not depend on the protocol's loss."""
+ROWS = {
+    "ours": ("Ours", "Ours (s=1)", "Ours (TV=0.001)", "Ours (gray)", "Ours (cheating)"),
+    "cheap": (
+        *("Gradient x Input", "Dabkowski and Gal", "Phang et al.", "Random", "Centered Gaussian"),
+        *("Phang et al. (class)", "Grad-CAM", "SmoothGrad", "Integrated Gradients", "LRP"),
+    ),
+    "prior": ("Fong and Vedaldi", "RISE"),
+    "igos": ("iGOS++",),
+}
+"""The rows of Table 1 in groups of similar cost: learned masks; at most 50 passes a pair; hundreds; and thousands."""
+
+LABEL_FREE_LOSS = ("Gradient x Input", "Dabkowski and Gal", "Phang et al.", "Random", "Centered Gaussian")
+"""Cheap rows of Table 1 in the paper whose maps do not depend on the protocol's loss."""
 
 SANITY_ROWS = ("Ours", "Gradient x Input", "Grad-CAM")
 """Rows of Table 1 whose maps are compared before and after layers are randomised."""
 
 
 def masker_recipes(study: Study) -> dict[str, MaskerRecipe]:
-    """How notebook 00 trains the maskers of a study: name of the checkpoint -> recipe.
-
-    The preset `fast` has small batches and crops, a narrow decoder, and a class embedding that starts from the classifier's weights.
-    """
-    first, second, third = study.masker_images
-    sizes: dict[str, Any] = {"batch_size": 12, "size": 128, "eval_every": 10} if study.preset == "fast" else {"classes": study.labels}
-    narrow: dict[str, Any] = {"widths": (8, 8, 16), "embedding": "classifier", "area_ramp": 0.7} if study.preset == "fast" else {}
+    """How notebook 00 trains the maskers of a study: name of the checkpoint -> recipe."""
+    first, second, third = study.maskers
+    sizes: dict[str, Any] = {"batch_size": 12, "size": 128, "eval_every": 10} if study.small_maskers else {"classes": study.labels}
+    narrow: dict[str, Any] = {"widths": (8, 8, 16), "embedding": "classifier", "area_ramp": 0.7} if study.small_maskers else {}
     return {
         "dabkowski_gal": MaskerRecipe("dabkowski_gal", images=(first, second), **sizes, **narrow),
         "phang": MaskerRecipe("phang", images=(third,), **sizes),
@@ -239,10 +263,3 @@ def masker_of(kind: str, classifier: str, checkpoints: str | Path | None = None)
     """The masker of a classifier: the shipped one if there is one, else the path where notebook 00 saves the one it trains."""
     name = f"{kind}-{classifier}"
     return name if checkpoints is None or masker_path(name).is_file() else Path(checkpoints) / f"{name}.safetensors"
-
-
-def picture_methods(study: Study, protocol: Protocol, *names: str) -> dict[str, SaliencyMethod]:
-    """Methods of Table 1 with more steps, for the few masks that are shown as pictures."""
-    methods: dict[str, SaliencyMethod] = our_methods(study, protocol, n_steps=study.picture_steps)
-    methods["Ours (cheating)"] = same_map_for_all_labels(methods["Ours"])
-    return {name: methods[name] for name in names}

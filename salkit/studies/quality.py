@@ -62,7 +62,7 @@ def learning_quality(
     inputs = images.images.to(place)
     with torch.no_grad():
         prob = classifier(inputs).exp()
-    targets = torch.stack([_labels(p, labels_per_image) for p in prob])
+    targets = torch.stack([likely_labels(p, labels_per_image) for p in prob])
     n, k = targets.shape
     pairs, names, target = inputs.repeat_interleave(k, 0), [i for i in images.ids for _ in range(k)], targets.flatten().to(place)
     f = prob.gather(1, targets.to(place)).flatten().tolist()
@@ -88,7 +88,8 @@ def learning_quality(
     return pd.DataFrame(rows, columns=["schedule", "seed", "image", "label", "composites", "f", "g", "predicted"])
 
 
-def _labels(prob: Tensor, n: int) -> Tensor:
+def likely_labels(prob: Tensor, n: int) -> Tensor:
+    """The most probable label, the most probable of the others, and those that follow it in the list; `(A,)` -> `(n,)`."""
     first, second = prob.topk(2).indices.tolist()
     following = [(first + i) % len(prob) for i in range(1, len(prob))]
     return torch.tensor([first, second, *(a for a in following if a != second)][:n])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,32 +13,26 @@ from typing import Any
 import pandas as pd
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
 from salkit.checks import check_integer
-from salkit.curves import auc
 from salkit.data.files import open_images
-from salkit.data.images import ImageSet, load_distractors
+from salkit.data.images import load_distractors
 from salkit.engine.executors import Engine, check_executor, open_engine
 from salkit.engine.identity import describe_experiment
 from salkit.engine.shards import Job
-from salkit.evaluation.evaluate import evaluate, probabilities
-from salkit.evaluation.results import rescore
+from salkit.evaluation.evaluate import evaluate
 from salkit.evaluation.tasks import Source, Table
-from salkit.methods import LearnedMask, SaliencyMethod
-from salkit.methods.learned_mask import SCHEDULES
-from salkit.methods.masker import MaskerMethod, masker_metadata, save_masker
+from salkit.methods.masker import masker_metadata, save_masker
 from salkit.methods.masker_training import make_masker, taps_of, train_masker
 from salkit.models.classifier import Classifier, resolve_device
 from salkit.models.zoo import load_classifier
-from salkit.scores import PROTOCOLS, Protocol
-from salkit.studies import profiles
-from salkit.studies.profiles import Profile, Study, get_profile
-from salkit.studies.quality import learning_quality
+from salkit.scores import PROTOCOLS
+from salkit.studies import profiles, recorded
+from salkit.studies.experiments import Experiment, experiments
+from salkit.studies.profiles import Profile, get_profile
+from salkit.studies.recorded import joined, stacked
 from salkit.studies.sanity import STAGES, layer_randomisation
-
-Pick = Callable[[ImageSet, Tensor], tuple[ImageSet, Tensor | None]]
-"""From all images of a study and their probabilities: the images to explain, and their labels (None for all)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Runs:
     """The experiments of the notebooks, at the size of a profile. Each is computed once and kept in one store.
 
     Args:
-        profile: smoke, demo or paper.
+        profile: smoke, demo, overnight or paper.
         seed: of every random draw.
         device: where to compute; `"auto"` for a GPU if there is one.
         output_dir: folder of the notebooks' results; trained maskers are in its `checkpoints`.
@@ -58,8 +53,8 @@ class Runs:
         ValueError: unknown profile, schedule, precision, executor or device, or a seed that is not an integer >= 0.
 
     Example:
-        >>> Runs("smoke").chosen.cifar10.n_images
-        4
+        >>> Runs("smoke").chosen.images["sweep"]
+        1
     """
 
     profile: str
@@ -84,122 +79,87 @@ class Runs:
         """The profile, with the `schedule` and `precision` that were given."""
         return get_profile(self.profile, self.schedule, self.precision)
 
-    def tv_sweep(self) -> xr.Dataset:
-        """Evaluate the CIFAR-10 sweep (notebook 02), with curves and heatmaps."""
-        study = self.chosen.cifar10
-        methods = profiles.tv_sweep_methods(study, self.chosen.tvs, PROTOCOLS["paper"])
-        return self._evaluate("tv_sweep", study, methods, keep_curves=True, keep_heatmaps=True)
+    def result(self, name: str) -> xr.Dataset:
+        """An experiment's results: the recorded ones where the profile is a part of a recorded one, else this run's own."""
+        return recorded.load(self.chosen.recorded, name) if self.chosen.recorded else self.live(name)
 
-    def table1(self) -> xr.Dataset:
-        """Evaluate all methods of Table 1 (notebooks 03, 04 and 06), with curves, games with blur, and the saliency metric.
+    def live(self, name: str) -> xr.Dataset:
+        """Evaluate an experiment now, on as many images as the profile has for each of its methods. NaN where a method has fewer images.
 
         Raises:
+            ValueError: no such experiment, or one of which the profile computes nothing.
             FileNotFoundError: the profile's classifier has no maskers yet; notebook 00 trains them.
         """
-        return self._evaluate("table1", self.chosen.imagenette, self._methods(), keep_curves=True, blur_games=True)
+        parts = [part for part in self.experiments() if part.name == name]
+        if not parts:
+            raise ValueError(f"name: expected one of {sorted({part.name for part in self.experiments()})}, got {name!r}")
+        return joined([self.evaluate(part) for part in parts])
+
+    def experiments(self) -> list[Experiment]:
+        """The profile's evaluations, see `experiments`."""
+        return experiments(self.chosen, self._checkpoints)
+
+    def evaluate(self, part: Experiment, *, maps: bool = False) -> xr.Dataset:
+        """One evaluation, kept in the store; with `maps` also the maps, as `recorded.pictures` has them."""
+        classifier, seed = part.classifier(), self.seed + part.seed
+        with self._engine() as engine:
+            scene = part.scene(classifier, seed, engine, self.device)
+            given: dict[str, Any] = {"targets": scene.targets, "distractors": scene.pool, "protocol": part.protocol}
+            given |= {"n_steps": part.study.n_points, "images_per_batch": part.study.images_per_batch, "seed": seed, "device": self.device}
+            given |= {"store": engine.store, "executor": self.executor, "workers": self.workers}
+            given |= {"keep_curves": True, "keep_heatmaps": maps}
+            result = evaluate(classifier, scene.images, part.methods, name=part.name, **given | part.keep)
+            if maps:
+                result = result.drop_vars(["heatmap", "pixels"]).assign(recorded.pictures(result, engine.store))
+        return result.assign_attrs(data=part.study.data, classifier=part.study.classifier)
+
+    def record(self) -> Iterator[tuple[str, str, bool]]:
+        """Compute all experiments, the most worth first, and record what is not recorded yet, one method at a time.
+
+        Yields:
+            Experiment, method, and whether its results are there; first that it is to be computed, then that it has been.
+        """
+        for part in self.experiments():
+            for name, method in part.methods.items():
+                if not recorded.is_recorded(self.profile, part, name):
+                    yield part.name, name, False
+                    start = time.perf_counter()
+                    result = self.evaluate(replace(part, methods={name: method}), maps=True)
+                    about = recorded.provenance(method, time.perf_counter() - start)
+                    recorded.save(self.profile, part.name, result.assign_coords(about))
+                yield part.name, name, True
+
+    def table1(self) -> xr.Dataset:
+        """Table 1 on the images of all label lists (notebooks 03 and 04)."""
+        return stacked([self.result(f"table1_{labels}") for labels in self.chosen.imagenet.lists])
 
     def protocol_grid(self) -> dict[tuple[str, str], xr.Dataset]:
-        """Evaluate our four settings and the cheap rows for each softmax scope and loss (notebook 06), with curves.
+        """Our four settings and five rows that cost little for each softmax scope and loss (notebook 06), on the first label list.
 
-        The images are the first ones of Table 1. Maps are learned once for each (scope, loss); those of the cheap rows depend on neither,
-        but their scores depend on the scope. Results that Table 1 has are taken from there.
+        Maps of the cheap rows depend on neither choice; their scores depend on the scope.
 
         Returns:
             (softmax_over, loss) -> evaluation of the same methods and images.
         """
-        study = self.chosen.imagenette
-        methods = self._methods()
-        cheap = {name: methods[name] for name in profiles.CHEAP_ROWS}
-        names = [*profiles.our_methods(study, PROTOCOLS["paper"]), *cheap]
-        grid = {("all", "nll"): self.table1().isel(image=slice(study.grid_images)).sel({"method": names})}
-        for protocol in (Protocol("all", loss="released"), Protocol("labels", loss="nll"), Protocol("labels", loss="released")):
-            learned = self._grid(study, profiles.our_methods(study, protocol), protocol)
-            if protocol.softmax_over == "all":
-                rest = grid["all", "nll"].sel({"method": list(cheap)})
-            else:
-                rest = self._grid(study, cheap, replace(protocol, loss="nll"), "cheap")
-            shared = ["prob", "prediction", "insertion_auc", "insertion_curve"]
-            grid[protocol.softmax_over, protocol.loss] = _joined([learned[shared], rest[shared]])
-        return grid
-
-    def table1_under(self, protocol: Protocol) -> xr.Dataset:
-        """The paper's eleven rows of Table 1 under another protocol, on the images of the grid unless scope and loss are Table 1's."""
-        table1 = self.table1()
-        scope, rule = (protocol.softmax_over, protocol.loss), protocol.auc_rule
-        if scope == ("all", "nll"):
-            result = table1
-        else:
-            grid, methods = self.protocol_grid()[scope], self._methods(protocol)
-            rest = {name: methods[name] for name in ("iGOS++", "Fong and Vedaldi")}
-            more = self._grid(self.chosen.imagenette, rest, replace(protocol, loss="nll"), "slow")
-            result = _joined([grid, more[list(grid.data_vars)]])
-        curves = torch.from_numpy(result.insertion_curve.transpose("method", "image", "label", "kept").values)
-        areas = result.insertion_auc.transpose("method", "image", "label").copy(data=auc(curves, rule).numpy())
-        rows = [name for name in table1.method.values if name in result.method.values and name in profiles.PAPER_ROWS]
-        return rescore(result.assign(insertion_auc=areas), protocol).sel({"method": rows})
-
-    def two_labels(self, *, picture: bool = False) -> xr.Dataset:
-        """Evaluate methods for the two most probable labels of each image, on the images whose second label is the most probable.
-
-        All methods of Table 1 on many images measure best effort (Figure 4, right). With `picture` it is one image, three methods and
-        their heatmaps (Figure 2).
-
-        The two labels are the best of all classes of the net. They are the best of the label list if some masker is trained for that list
-        only, as in the profile `paper`, and so all methods can be asked. `attrs["two_best_of"]` says which.
-        """
-        study = replace(self.chosen.imagenette, held_out=0)
-        if picture:
-            methods = profiles.picture_methods(study, PROTOCOLS["paper"], "Ours", "Ours (TV=0.001)", "Ours (cheating)")
-        else:
-            methods = self._methods()
-        maskers = [method.network() for method in methods.values() if isinstance(method, MaskerMethod)]
-        all_classes = all(isinstance(masker.settings["classes"], int) for masker in maskers)
-        study = replace(study, labels=None if all_classes else study.labels)
-
-        def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, Tensor]:
-            top = prob.topk(2)
-            second = top.values[:, 1].argsort(descending=True)[: 1 if picture else study.own_label_images]
-            return images.subset(second), top.indices[second]
-
-        result = self._evaluate("figure2" if picture else "two_labels", study, methods, pick, keep_heatmaps=picture)
-        return result.assign_attrs(two_best_of="all classes" if all_classes else "the label list")
-
-    def gallery(self) -> xr.Dataset:
-        """Evaluate the paper's method for every label of the image whose prediction is the most confident."""
-        study = replace(self.chosen.imagenette, held_out=0)
-        ours = profiles.picture_methods(study, PROTOCOLS["paper"], "Ours")
-
-        def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, None]:
-            return images.subset([int(prob.amax(1).argmax())]), None
-
-        return self._evaluate("gallery", study, ours, pick, keep_heatmaps=True)
+        listed = self.result("protocol_labels_nll")
+        names, cheap = listed.method.values.tolist(), list(profiles.LABEL_FREE_LOSS)
+        text = self.result(f"table1_{next(iter(self.chosen.imagenet.lists))}").sel({"method": names})
+        grid = {("all", "nll"): text, ("labels", "nll"): listed}
+        for (scope, _), rest in list(grid.items()):
+            grid[scope, "released"] = joined([self.result(f"protocol_{scope}_released"), rest.sel({"method": cheap})])
+        shared = ["prob", "prediction", "insertion_auc", "insertion_curve"]
+        return {choice: evaluation[shared] for choice, evaluation in grid.items()}
 
     def sanity(self) -> xr.Dataset:
         """Layer randomisation (notebook 05) of ours and two cheap methods, in both modes, on a few images."""
-        study, table1 = self.chosen.imagenette, self._methods()
+        study, table1 = self.chosen.imagenet, profiles.table1_methods(self.chosen.imagenet, PROTOCOLS["paper"], self._checkpoints)
         classifier = load_classifier(study.classifier, study.labels, PROTOCOLS["paper"].softmax_over)
-        images = self._sample(study.images(), study.sanity_images)
+        images = study.images()
+        images = images.subset(range(min(self.chosen.images["sanity"], len(images))))
         scene = (classifier, STAGES[study.classifier], images, {name: table1[name] for name in profiles.SANITY_ROWS})
+        pool = load_distractors(study.data, n=study.pool, seed=self.seed)
         with self._engine() as engine:
-            return layer_randomisation(*scene, distractors=self._pool(study), seed=self.seed, device=self.device, engine=engine)
-
-    def schedules(self) -> dict[str, pd.DataFrame]:
-        """Scores during learning with both schedules, for a few images of each study (notebook 07): data set -> `learning_quality`."""
-        scores = {}
-        for study, scale in ((self.chosen.cifar10, 1), (self.chosen.imagenette, 4)):
-            n, labels_per_image, most = study.followed
-            scores[study.data] = self.table(
-                learning_quality,
-                classifier=load_classifier(study.classifier, study.labels, "all", self.device),
-                images=self._sample(study.images(), n),
-                pool=self._pool(study),
-                methods={name: LearnedMask(scale, l1=study.l1, schedule=name) for name in SCHEDULES},
-                labels_per_image=labels_per_image,
-                n_points=study.followed_points,
-                seed=self.seed,
-                most=most,
-            )
-        return scores
+            return layer_randomisation(*scene, distractors=pool, seed=self.seed, device=self.device, engine=engine)
 
     def table(self, function: Callable[..., pd.DataFrame], **settings: Any) -> pd.DataFrame:
         """The table that a function makes of these settings, kept like everything else (notebook 01).
@@ -227,11 +187,11 @@ class Runs:
         Returns:
             The learning curves: column `masker`, and those of `train_masker`.
         """
-        study = self.chosen.imagenette
+        study = self.chosen.imagenet
         folder = self._checkpoints or Path(tempfile.mkdtemp()) / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         files = open_images(study.data, split="train")
-        if study.preset == "fast":
+        if study.small_maskers:
             files = files.subset([i for i, label in enumerate(files.labels) if label not in (study.labels or ())])
         curves = []
         for name, recipe in profiles.masker_recipes(study).items():
@@ -241,19 +201,14 @@ class Runs:
             path = folder / f"{name}-{study.classifier}.safetensors"
             if not path.is_file() or masker_metadata(path).get("settings_key") != key:
                 classifier = load_classifier(study.classifier, device=resolve_device(self.device))
-                held_out = self._sample(study.images(), 200)
+                held_out = study.images()
+                held_out = held_out.sample(min(200, len(held_out)), self.seed)
                 masker = make_masker(classifier, taps_of(study.classifier), recipe, held_out.images.shape[-1])
                 log = train_masker(masker, classifier, files, held_out, recipe, state_path=folder / f"{name}-{key}.state")
                 trained = {"classifier": study.classifier, "recipe": asdict(recipe), "n_train": len(files.ids), "n_val": len(held_out)}
                 save_masker(masker, path, trained | {"log": log, "settings_key": key})
             curves.append(pd.DataFrame(masker_metadata(path)["log"]).assign(masker=name))
         return pd.concat(curves, ignore_index=True)
-
-    def _sample(self, images: ImageSet, n: int) -> ImageSet:
-        return images.sample(min(n, len(images)), self.seed)
-
-    def _pool(self, study: Study) -> ImageSet:
-        return load_distractors(study.data, n=study.pool, seed=self.seed)
 
     @property
     def _checkpoints(self) -> Path | None:
@@ -264,45 +219,3 @@ class Runs:
         kept = self.store or (None if self.output_dir is None else Path(self.output_dir) / "store")
         with open_engine(kept, self.executor, self.workers) as engine:
             yield engine
-
-    def _methods(self, protocol: Protocol = PROTOCOLS["paper"]) -> dict[str, SaliencyMethod]:
-        return profiles.table1_methods(self.chosen.imagenette, protocol, self._checkpoints)
-
-    def _grid(self, study: Study, methods: dict[str, SaliencyMethod], protocol: Protocol, rows: str = "ours") -> xr.Dataset:
-        """Evaluate methods under another protocol, on the first images of Table 1."""
-
-        def pick(images: ImageSet, prob: Tensor) -> tuple[ImageSet, None]:
-            sample = self._sample(images, study.n_images)
-            return sample.subset(range(min(study.grid_images, len(sample)))), None
-
-        name = f"grid_{protocol.softmax_over}_{protocol.loss}_{rows}"
-        return self._evaluate(name, replace(study, held_out=0), methods, pick, protocol, keep_curves=True)
-
-    def _evaluate(
-        self,
-        name: str,
-        study: Study,
-        methods: dict[str, SaliencyMethod],
-        pick: Pick | None = None,
-        protocol: Protocol = PROTOCOLS["paper"],
-        **kept: bool,
-    ) -> xr.Dataset:
-        """Evaluate methods at a study's size: all labels of a random sample, or the images and labels that `pick` chooses."""
-        classifier = load_classifier(study.classifier, study.labels, protocol.softmax_over)
-        images, targets, held_out = study.images(), None, None
-        with self._engine() as engine:
-            if pick is None:
-                images, rest = images.split(min(study.n_images, len(images)), self.seed)
-                held_out = self._sample(rest, study.held_out) if study.held_out and len(rest) else None
-            else:
-                images, targets = pick(images, probabilities(classifier, images, engine, self.device))
-            given: dict[str, Any] = {"targets": targets, "distractors": self._pool(study), "held_out": held_out, "protocol": protocol}
-            given |= {"n_steps": study.n_points, "images_per_batch": study.images_per_batch, "seed": self.seed, "device": self.device}
-            given |= {"store": engine.store, "executor": self.executor, "workers": self.workers}
-            result = evaluate(classifier, images, methods, name=name, **given | kept)
-        return result.assign_attrs(data=study.data, classifier=study.classifier)
-
-
-def _joined(parts: list[xr.Dataset]) -> xr.Dataset:
-    """One evaluation from those of different methods on the same images."""
-    return xr.concat(parts, "method", data_vars="minimal", coords="minimal", compat="override", join="override", combine_attrs="override")

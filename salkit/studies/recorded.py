@@ -1,0 +1,151 @@
+"""The recorded study: results that were computed once and are kept with the kit, one netCDF file for each experiment and method."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch.nn import functional as F
+
+from salkit.atomic import atomic_write
+from salkit.data.files import data_dir
+from salkit.engine.compare import without_versions
+from salkit.engine.identity import LIBRARIES, describe
+from salkit.engine.machine import installed, machine
+from salkit.engine.store import Store
+from salkit.methods import LearnedMask, SaliencyMethod, same_map_for_all_labels
+from salkit.studies.experiments import Experiment
+
+STEP = 2.0**-10
+"""Logits of masks are kept as whole multiples of this."""
+
+LARGEST, PICTURED = 56, 4
+"""Side of the largest maps that are kept, and how many images are pictured for methods whose maps are larger."""
+
+
+def folder(profile: str) -> Path:
+    """Where the results of a profile are recorded."""
+    return data_dir() / "recorded" / profile
+
+
+def path_of(profile: str, experiment: str, method: str) -> Path:
+    """The file of one method's results in one experiment."""
+    return folder(profile) / experiment / f"{re.sub(r'[^A-Za-z0-9.]+', '_', method).strip('_')}.nc"
+
+
+def settings_of(method: SaliencyMethod) -> str:
+    """All settings of a method as JSON, without the versions of code. Two methods with equal settings give equal maps."""
+    return json.dumps(without_versions(describe(method)), sort_keys=True)
+
+
+def is_recorded(profile: str, experiment: Experiment, method: str) -> bool:
+    """Whether the results of a method are recorded, of as many images and with the same settings."""
+    path = path_of(profile, experiment.name, method)
+    if not path.is_file():
+        return False
+    with xr.open_dataset(path, engine="scipy") as found:
+        return found.attrs["settings"] == settings_of(experiment.methods[method]) and found.sizes["image"] >= experiment.n_images
+
+
+def save(profile: str, experiment: str, result: xr.Dataset) -> Path:
+    """Record an evaluation of one method, whole or not at all.
+
+    `map`, the logits of learned masks, is rounded to multiples of `STEP`.
+    """
+    (method,) = result.method.values.tolist()
+    path = path_of(profile, experiment, method)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoding: dict[str, dict[str, Any]] = {name: {"dtype": "float32"} for name, values in result.items() if values.dtype == np.float64}
+    if "map" in result:
+        encoding["map"] = {"dtype": "int16", "scale_factor": STEP, "_FillValue": np.int16(-32768)}
+    with atomic_write(path) as part:
+        result.to_netcdf(part, engine="scipy", encoding=encoding)
+    return path
+
+
+def load(profile: str, experiment: str) -> xr.Dataset:
+    """The recorded results of an experiment, all methods that have been recorded.
+
+    Returns:
+        As `evaluate` returns it. See `provenance` for its further coordinates.
+
+    Raises:
+        FileNotFoundError: nothing is recorded.
+    """
+    files = sorted((folder(profile) / experiment).glob("*.nc"))
+    if not files:
+        raise FileNotFoundError(f"{folder(profile) / experiment}: expected recorded results, got none")
+    parts = []
+    for file in files:
+        with xr.open_dataset(file, engine="scipy") as opened:
+            parts.append(opened.load())
+    return joined(parts)
+
+
+def joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """One evaluation from those of different methods; NaN where a method has fewer images than another."""
+    largest_first = sorted(parts, key=lambda part: -part.sizes["image"])
+    settings: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "combine_attrs": "override"}
+    return xr.concat(largest_first, "method", join="left", **settings)
+
+
+def stacked(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """One evaluation from those of different label lists. Labels go by their places, `label_name (image, label)` says which they are."""
+    if len(parts) == 1:
+        return parts[0]
+    renamed = []
+    for part in parts:
+        if "label_name" not in part.coords:
+            names = np.broadcast_to(part.label.values, (part.sizes["image"], part.sizes["label"]))
+            part = part.assign_coords(label=[f"label {i + 1}" for i in range(part.sizes["label"])], label_name=(("image", "label"), names))
+        renamed.append(part)
+    return xr.concat(renamed, "image", data_vars="all", coords="minimal", compat="override", join="outer", combine_attrs="override")
+
+
+def pictures(result: xr.Dataset, store: Store) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """What is kept of the maps of one method.
+
+    Returns:
+        `map (method, image, label, row, column)`, the logits of a learned mask of at most `LARGEST` a side; and for other methods
+        `picture (method, pictured, label, row, column)`, the maps of the first images averaged to `LARGEST` a side and scaled to 0..127.
+    """
+    (method,) = result.method.values.tolist()
+    runs = [run for run in store.runs().values() if [m["method"] for m in run.get("methods", [])] == [method]]
+    key = runs[-1]["methods"][0]["maps"]
+    kept = store.read(key)["map"]
+    if store.experiment(key).what["kept_as"] == "logits" and kept.shape[-1] <= LARGEST:
+        shape = (1, *result.heatmap.shape[1:3], *kept.shape[2:])
+        return {"map": (("method", "image", "label", "row", "column"), np.broadcast_to(kept, shape))}
+    side = min(LARGEST, result.sizes["x"])
+    some = torch.from_numpy(result.heatmap.values[0, :PICTURED])
+    small = F.adaptive_avg_pool2d(some, side)
+    low, high = small.amin((-2, -1), keepdim=True), small.amax((-2, -1), keepdim=True)
+    scaled = ((small - low) / (high - low).clamp_min(1e-12) * 127).round().to(torch.int8).numpy()
+    return {"picture": (("method", "pictured", "label", "row", "column"), scaled[None])}
+
+
+def provenance(method: SaliencyMethod, seconds: float) -> dict[str, tuple[str, list[Any]]]:
+    """Coordinates of a method's results: settings, composites a pair, and where, when and from which commit they come."""
+    where = machine()
+    about = {
+        "settings": settings_of(method),
+        "composites": composites(method),
+        "recorded_on": str(where["date"])[:10],
+        "machine": f"{where['torch_threads']} of {where['cores']} cores, {where['cpu']}",
+        "versions": ", ".join(f"{name} {installed(name)}" for name in LIBRARIES),
+        "commit": str(where["commit"]),
+        "seconds": round(seconds, 1),
+    }
+    return {name: ("method", [value]) for name, value in about.items()}
+
+
+def composites(method: SaliencyMethod) -> float:
+    """Composites that a learned mask sees, NaN for other methods."""
+    learned = method.method if isinstance(method, same_map_for_all_labels) else method
+    return float(learned.cost().forward_backward) if isinstance(learned, LearnedMask) else float("nan")
