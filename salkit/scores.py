@@ -160,6 +160,46 @@ def label_correlation(heatmaps: Tensor, seed: int = 0) -> Tensor:
     return ((unit.sum(1).square().sum(1) - k) / (k * (k - 1))).float()
 
 
+def localisation(heatmaps: Tensor, regions: Tensor, top: float | None = None, seed: int = 0) -> Tensor:
+    """Share of each map that lies where its label is: the pointing game on mosaics, where no boxes are needed.
+
+    The share of the map's mass is the energy-based pointing game (Wang et al. 2020, Score-CAM), on mosaics as in Boehle et al. (2021);
+    negative values count as 0. An offset pulls it towards the region's area. The share of the most salient pixels looks at ranks alone,
+    as completeness and soundness do.
+
+    Args:
+        heatmaps: `(N, A, H, W)`, the maps of A labels.
+        regions: `(A, H, W)` or `(N, A, H, W)` bool, where the label of each map is.
+        top: None for the share of the mass; 0.1 for the share of the 10 % most salient pixels.
+        seed: of the permutation that breaks ties.
+
+    Returns:
+        `(N, A)` in [0, 1]. A constant map scores the region's share of the image (0.5 for a half), and so does a map with nothing positive;
+        with `top` up to the draw of its ties. One map for both labels of a mosaic scores 0.5 in their mean, whatever it shows.
+
+    Raises:
+        ValueError: shapes that do not fit, regions that are not bool, or a `top` outside (0, 1].
+
+    Example:
+        >>> left = torch.tensor([[[True, False]]])
+        >>> localisation(torch.tensor([[[[3.0, 1.0]]]]), left)
+        tensor([[0.7500]])
+    """
+    if heatmaps.ndim != 4 or regions.dtype != torch.bool or regions.shape not in (heatmaps.shape, heatmaps.shape[1:]):
+        expected, got = tuple(heatmaps.shape[1:]), f"{regions.dtype} of shape {tuple(regions.shape)}"
+        raise ValueError(f"regions: expected bool of shape (A, H, W) = {expected} or (N, *{expected}), got {got}")
+    if top is None:
+        mass = heatmaps.clamp_min(0).double()
+    else:
+        if not check_number("top", top, 0, 1):
+            raise ValueError(f"top: expected a share above 0, got {top!r}")
+        kept = max(1, round(top * heatmaps[0, 0].numel()))
+        mass = (rank_pixels(heatmaps.flatten(0, 1), seed) < kept).view(heatmaps.shape).double()
+    inside, whole = (mass * regions).sum((-2, -1)), mass.sum((-2, -1))
+    area = regions.double().mean((-2, -1)).expand(whole.shape)
+    return torch.where(whole > 0, inside / whole.where(whole > 0, 1.0), area).float()
+
+
 @overload
 def _capped_ratio(above: Tensor, below: Tensor, eps: float) -> Tensor: ...
 @overload

@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from salkit.scores import PROTOCOLS, best_effort, completeness, label_correlation, soundness, worst_case, worst_per_image
+from salkit.masking import rank_pixels
+from salkit.scores import PROTOCOLS, best_effort, completeness, label_correlation, localisation, soundness, worst_case, worst_per_image
 
 unit = st.floats(0, 1, width=32)
 eps = st.sampled_from([0.0, 0.001, 0.01, 0.1])
@@ -111,3 +112,59 @@ def test_protocols_are_the_documented_ones():
     paper, released = PROTOCOLS["paper"], PROTOCOLS["released"]
     assert (paper.softmax_over, paper.eps_completeness, paper.eps_soundness, paper.loss) == ("all", 0.01, 0.001, "nll")
     assert (released.softmax_over, released.eps_completeness, released.eps_soundness, released.loss) == ("labels", 0.1, 0.1, "released")
+
+
+HALVES = torch.tensor([[[True, False]], [[False, True]]])
+
+
+def test_localisation_by_hand():
+    # Mass 6 of 8 on the left; the negative pixel does not count. One pixel of two is the more salient.
+    maps = torch.tensor([[[[6.0, 2.0]], [[6.0, 2.0]]], [[[3.0, -1.0]], [[-3.0, -1.0]]]])
+    assert localisation(maps, HALVES).tolist() == [[0.75, 0.25], [1.0, 0.5]]
+    assert localisation(maps, HALVES, top=0.5).tolist() == [[1.0, 0.0], [1.0, 1.0]]
+    # Regions of each image's own.
+    assert localisation(maps, torch.stack([HALVES, ~HALVES])).tolist() == [[0.75, 0.25], [0.0, 0.5]]
+
+
+@pytest.mark.parametrize("top", [None, 0.1, 0.37, 1.0])
+def test_localisation_pixel_by_pixel(top):
+    rng = np.random.default_rng(1)
+    maps, regions = rng.integers(-3, 6, (3, 2, 9, 11)).astype(np.float32), rng.random((2, 9, 11)) < 0.3
+    found = localisation(torch.from_numpy(maps), torch.from_numpy(regions), top, seed=4)
+    ranks = rank_pixels(torch.from_numpy(maps).flatten(0, 1), 4).view(maps.shape)
+    for n, a in np.ndindex(3, 2):
+        inside = whole = 0.0
+        for y, x in np.ndindex(9, 11):
+            mass = max(maps[n, a, y, x], 0) if top is None else float(ranks[n, a, y, x] < round(99 * top))
+            whole += mass
+            inside += mass * regions[a, y, x]
+        assert found[n, a].item() == pytest.approx(inside / whole, abs=1e-6)
+
+
+def test_a_map_that_knows_no_place_is_localised_by_chance():
+    regions = torch.zeros(1, 8, 8, dtype=torch.bool)
+    regions[:, :, :2] = True
+    for value in (2.0, 0.0, -1.0):
+        assert localisation(torch.full((1, 1, 8, 8), value), regions).item() == 0.25
+    one_for_both = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(-1, 2, -1, -1)
+    halves = torch.stack([torch.arange(8).expand(8, -1) < 4, torch.arange(8).expand(8, -1) >= 4])
+    for top in (None, 0.1):
+        torch.testing.assert_close(localisation(one_for_both, halves, top).mean(1), torch.full((5,), 0.5))
+
+
+def test_ranks_do_not_feel_an_offset_and_mass_does():
+    maps = torch.rand(2, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    halves = torch.stack([torch.arange(6).expand(6, -1) < 3, torch.arange(6).expand(6, -1) >= 3])
+    assert torch.equal(localisation(maps, halves, 0.2), localisation((4 * maps + 9).exp(), halves, 0.2))
+    before, after = localisation(maps, halves), localisation(maps + 9, halves)
+    assert ((after - 0.5).abs() < (before - 0.5).abs() / 4).all()
+
+
+def test_localisation_names_wrong_arguments():
+    maps = torch.rand(1, 2, 1, 2)
+    for regions in (HALVES.float(), HALVES[:1], HALVES[..., :1]):
+        with pytest.raises(ValueError, match=r"regions: expected bool of shape \(A, H, W\) = \(2, 1, 2\) or"):
+            localisation(maps, regions)
+    for top in (0.0, -0.1, 1.5):
+        with pytest.raises(ValueError, match="top: expected"):
+            localisation(maps, HALVES, top)

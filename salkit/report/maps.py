@@ -10,6 +10,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from salkit.statistics import short
 
 GRAY = 0.45
 """How dark the hidden pixels are drawn; to the net they are exactly the mean colour."""
@@ -61,6 +64,39 @@ def two_labels(result: xr.Dataset) -> Figure:
     _show(axes[0, 0], one.pixels.values.clip(0, 1), "image")
     for axis, label in zip(axes[0, 1:], names, strict=True):
         axis.set_title(str(label), fontsize=10)
+    return figure
+
+
+def mosaics(result: xr.Dataset, images: Sequence[int] = (0, 1)) -> Figure:
+    """Mosaics with two true labels: each row a method, for each mosaic the maps of its left and of its right label.
+
+    A frame marks the half that the label is in. Below a map are g and the shares in that half: of the map's mass, and of the tenth of the
+    pixels that is most salient. 50 % is what a map that ignores the label scores on average over the two.
+
+    Args:
+        result: an evaluation of mosaics with heatmaps, as `salkit.studies.mosaics.add_localisation` returns it.
+        images: places of the mosaics to show.
+    """
+    names = result.method.values
+    figure = plt.figure(figsize=(4.4 * len(images) + 0.3, 2.35 * (len(names) + 1)), layout="constrained")
+    grid = figure.add_gridspec(len(names) + 1, 2 * len(images))
+    for column, image in enumerate(images):
+        one = result.isel(image=image)
+        top = figure.add_subplot(grid[0, 2 * column : 2 * column + 2])
+        _show(top, one.pixels.values.clip(0, 1), "")
+        for label, side in enumerate(("left", "right")):
+            title = f"{side}: {one.label_name.values[label]}\nf = {float(one.prob[label]):.2f}"
+            for row, method in enumerate(names):
+                axis = figure.add_subplot(grid[row + 1, 2 * column + label])
+                pair = one.sel({"method": method}).isel(label=label)
+                shares = f"in its half: {float(pair.localisation):.0%}, top tenth {float(pair.localisation_top):.0%}"
+                heat(axis, one.pixels.values, pair.heatmap.values, f"g = {short(float(pair.insertion_auc))}\n{shares}")
+                height, width = pair.heatmap.shape
+                axis.add_patch(Rectangle((label * width / 2 - 0.5, -0.5), width / 2, height, fill=False, ec="#56B4E9", lw=3, clip_on=False))
+                if row == 0:
+                    axis.set_title(title, fontsize=10)
+                if column == label == 0:
+                    axis.set_ylabel(str(method), fontsize=10)
     return figure
 
 

@@ -23,8 +23,10 @@ METRICS: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
     "soundness": lambda result: worst_per_image(result.soundness),
     "best_effort": lambda result: best_effort(result.completeness, result.prob),
     "label_correlation": lambda result: result.label_correlation,
+    "localisation": lambda result: result.localisation.mean("label"),
+    "localisation_top": lambda result: result.localisation_top.mean("label"),
 }
-"""Metric -> one number per (method, image): the columns of Table 1 in the paper's order, then two of the kit's own.
+"""Metric -> one number per (method, image): the columns of Table 1 in the paper's order, two of the kit's own, and two for mosaics.
 
 Deletion and insertion are for the net's prediction, as in RISE's code.
 """
@@ -73,6 +75,7 @@ def tidy_table(result: xr.Dataset, paper: pd.DataFrame | None = None) -> pd.Data
 def metric_values(result: xr.Dataset) -> dict[str, xr.DataArray]:
     """The metrics of an evaluation, as far as it has them: name -> values with dims method and image."""
     needs = {"deletion": "deletion_auc", "saliency_metric": "saliency_metric", "label_correlation": "label_correlation"}
+    needs |= {name: name for name in ("localisation", "localisation_top")}
     return {name: metric(result) for name, metric in METRICS.items() if needs.get(name, "insertion_auc") in result}
 
 
