@@ -35,7 +35,7 @@ METHODS: dict[str, Any] = {
 """Name -> a callable that makes the method from its settings; the defaults are its source's."""
 
 FAST: dict[str, dict[str, Any]] = {
-    "learned_mask": {"schedule": "fast"},
+    "learned_mask": {"schedule": "settled"},
     "igos_pp": {"n_steps": 3, "n_path": 1, "alpha": 8.0},
     "fong_vedaldi": {"n_steps": 15, "lr": 0.3},
     "rise": {"n_masks": 80},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -28,6 +29,9 @@ PAPER = PROTOCOLS["paper"]
 SETTLED_ROWS = ("Ours", "Ours (s=1)")
 """Rows whose masks are also learned with twice the composites."""
 
+LENGTHS = (12, 50, 124, 250)
+"""Composites of the schedules that are too short, which notebook 07 shows beside the settled one."""
+
 TWO_LABELS = (("two_labels", ("ours", "cheap", "prior")), ("mosaics", ("prior", "igos")))
 """Experiments on two labels an image that come late, and their rows."""
 
@@ -47,6 +51,7 @@ class Experiment:
         n_labels: the most probable label, the next and those after it in the list; None for all.
         protocol: what scores are computed under.
         seed: added to that of the run.
+        only: names of the images; all by default.
         keep: what else `evaluate` keeps or plays.
     """
 
@@ -60,6 +65,7 @@ class Experiment:
     n_labels: int | None = None
     protocol: Protocol = PAPER
     seed: int = 0
+    only: tuple[str, ...] = ()
     keep: Mapping[str, Any] = field(default_factory=dict)
 
     def classifier(self) -> Classifier:
@@ -67,19 +73,29 @@ class Experiment:
         labels = self.study.lists[self.labels] if self.images == "list" else None
         return load_classifier(self.study.classifier, labels, self.protocol.softmax_over)
 
+    def labels_per_image(self) -> int:
+        """How many labels each image is explained for."""
+        listed = self.study.lists[self.labels]
+        return 2 if self.images != "list" else self.n_labels or (10 if listed is None else len(listed))
+
     def scene(self, classifier: Classifier, seed: int, engine: Engine, device: str | None) -> Scene:
         """The images, the labels they are explained for, and the pool of distractors."""
+        scene = self._whole(classifier, seed, engine, device)
+        places = [scene.images.ids.index(name) for name in self.only] or range(min(self.n_images, len(scene.images)))
+        return Scene(scene.images.subset(places), None if scene.targets is None else scene.targets[list(places)], scene.pool)
+
+    def _whole(self, classifier: Classifier, seed: int, engine: Engine, device: str | None) -> Scene:
+        """With all images that there are."""
         pool = load_distractors(self.study.data, n=self.study.pool, seed=seed)
         if self.images == "mosaics":
             mosaics = choose_mosaics(classifier, load_images(self.study.data), engine=engine, device=device)
-            return Scene(mosaics.images, mosaics.targets, mosaics.others).first(self.n_images)
+            return Scene(mosaics.images, mosaics.targets, mosaics.others)
         if self.images == "two labels":
             images = load_images(self.study.data)
             top = probabilities(classifier, images, engine, device).topk(2)
             likely = top.values[:, 1].argsort(descending=True)
-            return Scene(images.subset(likely), top.indices[likely], pool).first(self.n_images)
+            return Scene(images.subset(likely), top.indices[likely], pool)
         images = self.study.images(self.labels)
-        images = images.subset(range(min(self.n_images, len(images))))
         if self.n_labels is None:
             return Scene(images, None, pool)
         prob = probabilities(classifier, images, engine, device)
@@ -92,11 +108,6 @@ class Scene(NamedTuple):
     images: ImageSet
     targets: Tensor | None
     pool: ImageSet
-
-    def first(self, n: int) -> Scene:
-        """With the first n images."""
-        some = range(min(n, len(self.images)))
-        return Scene(self.images.subset(some), None if self.targets is None else self.targets[: len(some)], self.pool)
 
 
 def experiments(profile: Profile, checkpoints: str | Path | None = None) -> list[Experiment]:
@@ -130,10 +141,19 @@ def experiments(profile: Profile, checkpoints: str | Path | None = None) -> list
 
     def settled(scope: SoftmaxScope, loss: Loss) -> Experiment:
         rules = Protocol(scope, loss=loss)
-        methods = {f"{name}, twice": twice(ours) for name, ours in profiles.our_methods(imagenet, rules).items() if name in SETTLED_ROWS}
+        methods = {
+            f"{name}, twice": with_composites(ours, 2 * ours.cost().forward_backward)
+            for name, ours in profiles.our_methods(imagenet, rules).items()
+            if name in SETTLED_ROWS
+        }
         settings: dict[str, Any] = {"methods": methods, "n_images": n["settled"], "n_labels": 3, "protocol": rules}
         return Experiment(name=f"settled_{scope}_{loss}", notebook="07", study=imagenet, **settings)
 
+    def again(name: str, study: Study, methods: Mapping[str, SaliencyMethod], keep: Mapping[str, Any] = MappingProxyType({})) -> Experiment:
+        return Experiment(name=name, notebook="03", study=study, methods=methods, n_images=n["second seed"], seed=1, keep=keep)
+
+    sweep = profiles.tv_sweep_methods(cifar10, profile.tvs, PAPER)
+    shorter = {str(spent): with_composites(imagenet.learned_mask(PAPER), spent) for spent in LENGTHS}
     lists, choices = list(imagenet.lists), [(scope, loss) for scope in get_args(SoftmaxScope) for loss in get_args(Loss)]
     first, *others = lists
     ours = {name: table1[name] for name in profiles.ROWS["ours"]}
@@ -141,13 +161,13 @@ def experiments(profile: Profile, checkpoints: str | Path | None = None) -> list
         rows("ours", first),
         rows("cheap", first),
         *(rows(group, labels) for labels in others for group in ("ours", "cheap")),
-        Experiment(
-            name="sweep", notebook="02", study=cifar10, methods=profiles.tv_sweep_methods(cifar10, profile.tvs, PAPER), n_images=n["sweep"]
-        ),
+        Experiment(name="sweep", notebook="02", study=cifar10, methods=sweep, n_images=n["sweep"]),
         rows("prior", first),
         two("mosaics", "ours"),
         two("mosaics", "cheap"),
-        Experiment(name="second_seed", notebook="03", study=imagenet, methods=ours, n_images=n["second seed"], seed=1, keep=everything),
+        again("second_seed", imagenet, ours | {name: table1[name] for name in profiles.ROWS["prior"]}, everything),
+        again("second_seed_sweep", cifar10, sweep),
+        Experiment(name="lengths", notebook="07", study=imagenet, methods=shorter, n_images=n["lengths"], n_labels=3),
         *(settled(*choice) for choice in choices),
         *(protocol(*choice) for choice in choices if choice != ("all", "nll")),
         *(rows("prior", labels) for labels in others),
@@ -157,6 +177,6 @@ def experiments(profile: Profile, checkpoints: str | Path | None = None) -> list
     return [each for each in found if each.n_images]
 
 
-def twice(method: LearnedMask) -> LearnedMask:
-    """The method with twice the steps."""
-    return replace(method, n_steps=2 * method.n_steps)
+def with_composites(method: LearnedMask, spent: int) -> LearnedMask:
+    """The method with a schedule of so many composites."""
+    return replace(method, n_steps=max(1, spent // method.composites_per_step))

@@ -81,11 +81,17 @@ def load(profile: str, experiment: str) -> xr.Dataset:
     files = sorted((folder(profile) / experiment).glob("*.nc"))
     if not files:
         raise FileNotFoundError(f"{folder(profile) / experiment}: expected recorded results, got none")
-    parts = []
-    for file in files:
-        with xr.open_dataset(file, engine="scipy") as opened:
-            parts.append(opened.load())
-    return joined(parts)
+    return joined([_open(file) for file in files])
+
+
+def load_method(profile: str, experiment: str, method: str) -> xr.Dataset:
+    """The recorded results of one method."""
+    return _open(path_of(profile, experiment, method))
+
+
+def _open(path: Path) -> xr.Dataset:
+    with xr.open_dataset(path, engine="scipy") as opened:
+        return opened.load()
 
 
 def joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:

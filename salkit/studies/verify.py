@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import astuple, dataclass, replace
 from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from scipy import stats
 
-from salkit.engine.machine import machine
-from salkit.statistics import paired_comparison
 from salkit.studies import recorded
-from salkit.studies.experiments import Experiment
 from salkit.studies.runs import Runs
 
 COMPARED = ("insertion_curve", "deletion_auc", "games", "saliency_metric_by_alpha", "label_correlation")
