@@ -18,7 +18,7 @@ from salkit.statistics import paired_comparison
 from salkit.studies import recorded
 from salkit.studies.runs import Runs
 
-COMPARED = ("insertion_curve", "deletion_auc", "games", "saliency_metric_by_alpha", "label_correlation")
+COMPARED = ("insertion_curve", "insertion_auc", "deletion_auc", "games", "saliency_metric_by_alpha", "label_correlation")
 """Numbers of a cell that must agree; areas and scores follow from them."""
 
 SEEDS = {"second_seed": "table1_a", "second_seed_sweep": "sweep"}
@@ -128,10 +128,11 @@ def tolerances(runs: Runs) -> dict[str, dict[str, float]]:
     Another processor rounds differently. A learned mask is then like another draw, and may be off by as much.
     """
     found: dict[str, dict[str, float]] = {}
+    profile = runs.chosen.recorded or runs.profile
     for again, first in SEEDS.items():
-        if not recorded.folder(runs.profile).joinpath(again).is_dir():
+        if not recorded.folder(profile).joinpath(again).is_dir():
             continue
-        other, one = recorded.load(runs.profile, again), recorded.load(runs.profile, first)
+        other, one = recorded.load(profile, again), recorded.load(profile, first)
         for method in other.method.values.tolist():
             a, b = (each.sel({"method": [method], "image": other.image.values}) for each in (one, other))
             found[method] = {name: difference(a[name], b[name]) for name in COMPARED if name in b and name in a}
@@ -204,3 +205,26 @@ def same_processor(runs: Runs, cells: Iterable[Cell]) -> bool:
     now = {name: values[0] for name, (_, values) in recorded.provenance(Random(), 0).items()}
     kept = [recorded.load_method(runs.profile, cell.experiment, cell.method) for cell in cells]
     return all(each[name].item() == now[name] for each in kept for name in ("processor", "versions"))
+
+
+def live_part(runs: Runs, name: str) -> pd.DataFrame:
+    """What this run computes of an experiment, beside what its tables show of the same images and labels.
+
+    Returns:
+        A row for each method: `method, images, composites`; the mean of g over the pairs that both have, `g shown` and `g live`; the
+        `largest` difference of g of a pair, and how large it may be, `allowed` (see `tolerances`).
+    """
+    live, shown, limits = runs.live(name), runs.result(name), tolerances(runs)
+    learned = max((of["insertion_auc"] for of in limits.values()), default=0.0)
+    rows = []
+    for part in runs.experiments():
+        for method, how in part.methods.items() if part.name == name else ():
+            one = live.insertion_auc.sel({"method": method}).dropna("image")
+            kept = shown.insertion_auc.sel({"method": method, "image": one.image})
+            spent = recorded.composites(how)
+            allowed = limits.get(method, {}).get("insertion_auc", learned if spent == spent else ROUNDING)
+            rows.append(
+                [method, one.sizes["image"], spent, float(kept.mean()), float(one.mean()), difference(one, kept), max(allowed, ROUNDING)]
+            )
+    columns = ["method", "images", "composites", "g shown", "g live", "largest", "allowed"]
+    return pd.DataFrame(rows, columns=columns)
