@@ -147,21 +147,47 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
 
 
 def randomisation(result: xr.Dataset) -> Figure:
-    """Mean similarity of maps before and after layers are randomised: one row per mode, one panel per measure, one line per method."""
+    """Similarity to the trained net's maps after layers are randomised: one row per mode, one panel per measure, one line per method.
+
+    Lines are means over the images that have a map, bands reach from the lowest to the highest image. They start at the control: the
+    trained net's maps with another seed. The last panel counts the images on which a map is none.
+    """
     titles = {"spearman": "Spearman", "spearman_absolute": "Spearman of |map|", "ssim": "SSIM", "hog": "HOG"}
-    modes = result["mode"].values
-    figure, axes = plt.subplots(len(modes), len(titles), figsize=(13, 3.2 * len(modes)), sharey=True, squeeze=False, layout="constrained")
+    modes, methods = result["mode"].values, result.method.values
+    ticks = ["another seed", *result.stage.values]
+    bottom = min(-0.4, *(float(result[measure].fillna(0).min()) - 0.05 for measure in titles))
+    size = (3.1 * (len(titles) + 1), 3.4 * len(modes))
+    figure, axes = plt.subplots(len(modes), len(titles) + 1, figsize=size, squeeze=False, layout="constrained")
     for row, mode in zip(axes, modes, strict=True):
-        for axis, (measure, title) in zip(row, titles.items(), strict=True):
-            values = result[measure].sel({"mode": mode}).mean("image")
-            for i, method in enumerate(result.method.values):
-                axis.plot(values.sel({"method": method}), color=PALETTE[i], marker=MARKERS[i], label=method)
+        for axis, (measure, title) in zip(row, titles.items(), strict=False):
+            for i, method in enumerate(methods):
+                values = _from_control(result, measure, mode, method)
+                look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "ms": 6, "label": method}
+                axis.plot(values.mean("image"), **look)
+                # Infinities where no image has a map: NaN would make the minimum warn.
+                low, high = values.fillna(np.inf).min("image"), values.fillna(-np.inf).max("image")
+                axis.fill_between(range(len(ticks)), low, high, where=np.isfinite(low), color=look["color"], alpha=0.15, lw=0)
             axis.axhline(0, color="0.6", lw=1, ls=":")
-            axis.set(title=title, ylim=(-0.4, 1.05))
-            axis.set_xticks(range(values.sizes["stage"]), result.stage.values, rotation=45, ha="right", fontsize=9)
+            axis.set(title=title, ylim=(bottom, 1.05))
+        for i, method in enumerate(methods):
+            share = _from_control(result, "spearman", mode, method).isnull().mean("image")
+            places = np.arange(len(ticks)) + 0.8 * ((i + 0.5) / len(methods) - 0.5)
+            row[-1].bar(places, share, 0.8 / len(methods), color=PALETTE[i % len(PALETTE)])
+        row[-1].set(title="share of images\nwithout a map", ylim=(0, 1))
+        for axis in row:
+            axis.set_xticks(range(len(ticks)), ticks, rotation=45, ha="right", fontsize=9)
+        for axis in row[1:-1]:
+            axis.tick_params(labelleft=False)
         row[0].set_ylabel(f"{mode}\nsimilarity to the trained net's map")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
     return figure
+
+
+def _from_control(result: xr.Dataset, measure: str, mode: str, method: str) -> xr.DataArray:
+    """A measure of a method's maps, dims `(stage, image)`, with the control before the first stage."""
+    control = result[f"{measure}_control"].expand_dims(stage=["another seed"])
+    stages = [control, result[measure].sel({"mode": mode}, drop=True)]
+    return xr.concat(stages, "stage").sel({"method": method}).transpose("stage", "image")
 
 
 def protocol_distances(summary: pd.DataFrame) -> Figure:

@@ -127,6 +127,13 @@ def test_a_constant_map_can_be_drawn():
     assert np.isfinite(axis.images[1].get_array()).all()
 
 
+def test_a_map_of_tiny_values_is_drawn_like_any_other():
+    axes, heatmap = plt.figure().subplots(1, 2), np.random.default_rng(0).random((8, 8)).astype(np.float32)
+    for axis, scale in zip(axes, (1, 1e-30), strict=True):
+        maps.heat(axis, np.ones((8, 8, 3)), heatmap * np.float32(scale))
+    np.testing.assert_allclose(axes[1].images[1].get_array(), axes[0].images[1].get_array(), atol=1e-5)
+
+
 def test_figures_are_saved_as_png_and_pdf(tmp_path, table):
     plots.use_style()
     plots.save_figure(plots.completeness_soundness(table), tmp_path, "figure4")
@@ -144,17 +151,35 @@ def test_learning_curves_draw_the_mask_phase_of_every_masker():
 
 def test_randomisation_draws_the_means_and_the_maps():
     rng = np.random.default_rng(0)
-    coords = {"mode": ["cascading"], "stage": ["fc", "stem"], "method": ["Ours"], "image": ["a", "b"]}
+    coords = {"mode": ["cascading"], "stage": ["fc", "stem"], "method": ["Ours", "Flat"], "image": ["a", "b"]}
     dims = tuple(coords)
-    made = xr.Dataset({name: (dims, rng.random((1, 2, 1, 2))) for name in ("spearman", "spearman_absolute", "ssim", "hog")}, coords)
+    names = ("spearman", "spearman_absolute", "ssim", "hog")
+    made = xr.Dataset({name: (dims, rng.random((1, 2, 2, 2))) for name in names}, coords)
+    made = made.assign({f"{name}_control": (dims[2:], rng.random((2, 2))) for name in names})
+    made.spearman[0, 1, 1] = np.nan  # after the stem "Flat" has no maps
     figure = plots.randomisation(made)
-    assert len(figure.axes) == 4
-    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), made.spearman.mean("image").values[0, :, 0])
-    made["heatmap"] = ((*dims[:3], "y", "x"), rng.random((1, 2, 1, 8, 8)))
-    made["original"] = (("method", "y", "x"), rng.random((1, 8, 8)))
+    *axes, counts = figure.axes
+    assert len(axes) == 4
+    for axis, name in zip(axes, names, strict=True):
+        expected = [made[f"{name}_control"].mean("image").values[0], *made[name].mean("image").values[0, :, 0]]
+        np.testing.assert_allclose(axis.lines[0].get_ydata(), expected)
+        band = axis.collections[0].get_paths()[0].vertices
+        assert [band[:, 1].min(), band[:, 1].max()] == pytest.approx(
+            [f(made[f"{name}_control"][0].values.tolist() + made[name][0, :, 0].values.ravel().tolist()) for f in (min, max)]
+        )
+    assert np.isnan(axes[0].lines[1].get_ydata()).tolist() == [False, False, True]
+    assert [bar.get_height() for bar in counts.patches] == [0, 0, 0, 0, 0, 1]
+    assert [tick.get_text() for tick in counts.get_xticklabels()] == ["another seed", "fc", "stem"]
+
+    made["heatmap"] = ((*dims[:3], "y", "x"), rng.random((1, 2, 2, 8, 8)))
+    made.heatmap[0, 1, 1] = 0.5
+    made = made.assign({name: (("method", "y", "x"), rng.random((2, 8, 8))) for name in ("original", "control")})
     made["pixels"] = (("y", "x", "channel"), rng.random((8, 8, 3)))
     figure = maps.randomised_maps(made)
-    assert [axis.get_title() for axis in figure.axes] == ["trained", "to fc", "to stem"]
+    assert [axis.get_title() for axis in figure.axes] == ["trained", "trained,\nanother seed", "to fc", "to stem"] + [""] * 4
+    numbers = [float(made.spearman_control[0, 0]), *made.spearman.values[0, :, 0, 0]]
+    assert [axis.get_xlabel() for axis in figure.axes[:4]] == ["", *(f"{number:.2f}" for number in numbers)]
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes[4:]] == [[], [], [], ["no map"]]
 
 
 def test_protocol_distances_writes_every_cell_and_boxes_the_compatible():
