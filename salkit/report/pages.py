@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
 import torch
 
 from salkit.models.classifier import resolve_device
+from salkit.report.expected import read_outcomes
 from salkit.report.progress import minutes
 from salkit.statistics import short
 
@@ -50,13 +52,16 @@ TEXT = {"method": str, "reference": str}
 TEMPLATES = Path(__file__).parent
 
 
-def write_index(output: Path, profile: str, finished: Sequence[tuple[str, float, bool]] = ()) -> Path:
-    """Write `output/index.html`, with every notebook, table and figure under `output`.
+def write_index(
+    output: Path, profile: str, finished: Sequence[tuple[str, float, bool]] = (), settings: Mapping[str, Any] | None = None
+) -> Path:
+    """Write `output/index.html`: the failed checks, then every notebook, table and figure under `output`.
 
     Args:
         output: the run's folder.
         profile: named in the title.
         finished: name, seconds and success of the notebooks that ran now; the others ran earlier.
+        settings: those that are not the profile's, for which no numbers are recorded.
     """
     device = resolve_device()
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
@@ -73,6 +78,8 @@ def write_index(output: Path, profile: str, finished: Sequence[tuple[str, float,
             notebooks=sorted(path.stem for path in (output / "notebooks").glob("*.ipynb")),
             pages={path.stem for path in (output / "html").glob("*.html")},
             finished={name: (minutes(seconds), ok) for name, seconds, ok in finished},
+            checks=read_outcomes(output),
+            settings=", ".join(f"{name} = {value}" for name, value in (settings or {}).items()),
             tables={name: pd.read_csv(output / "tables" / f"{name}.csv", dtype=TEXT).to_html(**html) for name in names},
             main_tables=MAIN_TABLES,
             figures={path.stem: CAPTIONS.get(path.stem, path.stem) for path in sorted((output / "figures").glob("*.png"))},
