@@ -190,36 +190,6 @@ def _from_control(result: xr.Dataset, measure: str, mode: str, method: str) -> x
     return xr.concat(stages, "stage").sel({"method": method}).transpose("stage", "image")
 
 
-def protocol_distances(summary: pd.DataFrame) -> Figure:
-    """Distance of every protocol's worst cases from the paper's columns (darker is closer), and how many images would exclude it.
-
-    One panel per quantity. Rows are the settings of learning, columns those of scoring. A box marks a protocol that is compatible with
-    the paper at this number of images.
-    """
-    rows = [(softmax, loss) for softmax in ("all", "labels") for loss in ("nll", "released")]
-    columns = [(thresholds, rule) for thresholds in ("paper", "released") for rule in ("mean", "trapezoid")]
-    table = summary.set_index(["softmax", "loss", "thresholds", "rule"])
-    titles = {"distance_completeness": "distance, completeness", "distance_soundness": "distance, soundness", "distance": "distance, both"}
-    panels = titles | {"n_to_exclude": "images to exclude it"}
-    figure, axes = plt.subplots(1, len(panels), figsize=(15, 3.7), sharey=True, layout="constrained")
-    for axis, (name, title) in zip(axes, panels.items(), strict=True):
-        values = np.array([[table.loc[(*row, *column), name] for column in columns] for row in rows])
-        count = name == "n_to_exclude"
-        shade, top = (0.3 - np.log10(values.clip(1, 1000)) / 10, 0.3) if count else (values, 0.6)
-        axis.imshow(shade, cmap="viridis", vmin=0, vmax=top, aspect="auto")
-        for y, x in np.ndindex(values.shape):
-            compatible = table.loc[(*rows[y], *columns[x]), "verdict"] == "compatible"
-            frame = {"boxstyle": "square,pad=0.35", "fc": "none", "ec": "white", "lw": 1.5} if compatible and name == "distance" else None
-            color = "white" if shade[y, x] < top * 2 / 3 else "black"
-            axis.text(x, y, f"{values[y, x]:.{0 if count else 2}f}", ha="center", va="center", color=color, bbox=frame)
-        axis.set_xticks(range(len(columns)), [f"{thresholds}\n{rule}" for thresholds, rule in columns], fontsize=9)
-        axis.set_yticks(range(len(rows)), [f"softmax: {softmax}\nloss: {loss}" for softmax, loss in rows], fontsize=9)
-        axis.set(title=title)
-        axis.tick_params(length=0)
-    figure.supxlabel("thresholds and AUC rule", fontsize=11)
-    return figure
-
-
 def passes_to_quality(measured: Mapping[str, pd.DataFrame]) -> Figure:
     """Scores against the composites spent on a pair: one row of panels per case, one line per schedule.
 

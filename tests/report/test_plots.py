@@ -1,7 +1,5 @@
 """The figures draw the numbers they are given, with labels, and leave files of both kinds."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -180,17 +178,6 @@ def test_randomisation_draws_the_means_and_the_maps():
     numbers = [float(made.spearman_control[0, 0]), *made.spearman.values[0, :, 0, 0]]
     assert [axis.get_xlabel() for axis in figure.axes[:4]] == ["", *(f"{number:.2f}" for number in numbers)]
     assert [[text.get_text() for text in axis.texts] for axis in figure.axes[4:]] == [[], [], [], ["no map"]]
-
-
-def test_protocol_distances_writes_every_cell_and_boxes_the_compatible():
-    cells = itertools.product(("all", "labels"), ("nll", "released"), ("paper", "released"), ("mean", "trapezoid"))
-    summary = pd.DataFrame(list(cells), columns=["softmax", "loss", "thresholds", "rule"])
-    summary = summary.assign(distance=np.linspace(0.1, 0.6, 16), distance_completeness=0.2, distance_soundness=0.3, n_to_exclude=7.0)
-    figure = plots.protocol_distances(summary.assign(verdict=["compatible"] + ["excluded"] * 15))
-    both, images = figure.axes[2], figure.axes[3]
-    assert [text.get_text() for text in both.texts][:2] == ["0.10", "0.13"]
-    assert [text.get_bbox_patch() is not None for text in both.texts] == [True] + [False] * 15
-    assert {text.get_text() for text in images.texts} == {"7"}
 
 
 def test_label_dependence_stands_what_ignores_the_label_on_the_right(table):
