@@ -67,7 +67,10 @@ def headline(tidy: pd.DataFrame) -> dict[str, tuple[float, float]]:
     values = {}
     for row in tidy[tidy.n > 0].itertuples():
         narrow = row.method in EXACT and row.metric != "saliency_metric"
-        values[f"{row.method}/{row.metric}"] = (row.ours, 0.005 if narrow else 0.75 * (row.high - row.low) + 1e-4)
+        values[f"{row.method}/{row.metric}"] = (
+            row.ours,
+            0.005 if narrow else 0.75 * (row.high - row.low if row.high == row.high else 0) + 1e-4,
+        )
     return values
 
 

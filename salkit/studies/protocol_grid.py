@@ -14,7 +14,7 @@ from scipy import special, stats
 
 from salkit.curves import AucRule, auc
 from salkit.scores import PROTOCOLS, Protocol, completeness, soundness, worst_per_image
-from salkit.statistics import bootstrap_interval
+from salkit.statistics import mean_interval
 
 Grid = Mapping[tuple[str, str], xr.Dataset]
 THRESHOLDS = {name: (p.eps_completeness, p.eps_soundness) for name, p in PROTOCOLS.items()}
@@ -37,7 +37,7 @@ def cells(grid: Grid) -> Iterator[tuple[dict[str, str], xr.Dataset]]:
 
 
 def grid_table(grid: Grid, paper: pd.DataFrame) -> pd.DataFrame:
-    """One row a (cell, method, metric): the paper's value, ours with its 95 % bootstrap interval, the difference, and a test.
+    """One row a (cell, method, metric): the paper's value, ours with its 95 % t interval, the difference, and a test.
 
     `p_value` is `exclusion_p_value` of our mean. `excluded` says whether it is below 0.05 after Bonferroni's correction for all numbers of
     the cell: then this cell, on this net, does not give the paper's number. The bootstrap interval cannot say that of few images, because
@@ -48,7 +48,7 @@ def grid_table(grid: Grid, paper: pd.DataFrame) -> pd.DataFrame:
         paper: columns `method, metric, value`.
     """
     table = _compared(grid, paper)
-    intervals = [bootstrap_interval(scores) for scores in table.pop("scores")]
+    intervals = [mean_interval(scores) for scores in table.pop("scores")]
     for place, end in enumerate(("low", "high"), table.columns.get_loc("ours") + 1):
         table.insert(place, end, [getattr(interval, end) for interval in intervals])
     return table

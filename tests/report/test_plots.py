@@ -152,7 +152,7 @@ def test_protocol_distances_writes_every_cell_and_boxes_the_compatible():
 
 
 def test_label_dependence_stands_what_ignores_the_label_on_the_right(table):
-    more = [["0", "label_correlation", np.nan, 1.0, 0.9, 1.0, 5, ""], ["0.1", "label_correlation", np.nan, 0.1, 0.0, 0.2, 5, ""]]
+    more = [["0", "label_correlation", np.nan, 1.0, 0.9, 1.0, 5, "", ""], ["0.1", "label_correlation", np.nan, 0.1, 0.0, 0.2, 5, "", ""]]
     figure = plots.label_dependence(pd.concat([table, pd.DataFrame(more, columns=table.columns)]))
     points = [container.lines[0].get_xydata()[0, 0] for container in figure.axes[0].containers]
     assert points == [1.0, 0.1]
