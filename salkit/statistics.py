@@ -144,9 +144,10 @@ def sign_flip_p_value(differences: Any, alternative: Alternative = "two-sided", 
         sums, others = _signed_sums(size[: n // 2]), np.sort(_signed_sums(size[n // 2 :]))
         share = float(len(others) - np.searchsorted(others, least - sums).mean()) / len(others)
     else:
-        rng, drawn = np.random.default_rng(check_integer("seed", seed)), np.zeros(DRAWS)
+        rng, positive = np.random.default_rng(check_integer("seed", seed)), np.zeros(DRAWS)
         for each in size:
-            drawn += each * rng.choice((-1.0, 1.0), DRAWS)
+            positive += each * rng.integers(0, 2, DRAWS, np.int8)
+        drawn = 2 * positive - size.sum()
         share = float(1 + (drawn >= least).sum()) / (1 + DRAWS)
     # Sums are symmetric about 0, so either side has the same share.
     return min(1.0, 2 * share) if alternative == "two-sided" else share

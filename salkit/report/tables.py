@@ -224,8 +224,8 @@ def side_by_side(tidies: Mapping[str, pd.DataFrame], metrics: Sequence[str]) -> 
             rows = tidy[(tidy.metric == metric) & tidy.paper.notna()].set_index("method")
             columns[metric, "paper"] = rows.paper.map("{:.2f}".format)
             columns[metric, name] = intervals(rows)
-    images = {("n", name): tidy.groupby("method", sort=False).n.max() for name, tidy in tidies.items()}
-    return pd.concat(columns | images, axis=1, join="inner")
+    images = {("n", name): tidy[tidy.paper.notna()].groupby("method", sort=False).n.max() for name, tidy in tidies.items()}
+    return pd.concat(columns | images, axis=1)
 
 
 def intervals(table: pd.DataFrame) -> pd.Series:
