@@ -122,6 +122,10 @@ def test_claims_of_a_table_are_corrected_together():
 def test_both_near_the_least_score_are_at_the_floor():
     low = {"A": np.linspace(0.006, 0.008, N), "B": np.linspace(0.002, 0.003, N)}
     assert claims_table(evaluation(low), [RAISES], PAPER).verdict.item() == "at the floor"
+    # It ends at 0.001 to the power of 2/3, which is 0.01.
+    for mean, verdict in ((0.0099, "at the floor"), (0.0101, "right sign, 4 % of the paper's effect")):
+        near = {"A": mean + WOBBLE / 100, "B": mean - 0.008 + WOBBLE / 100 * np.resize([1, -1], N)}
+        assert claims_table(evaluation(near), [RAISES], PAPER).verdict.item() == verdict
     # One method above it is a finding, and under another threshold the floor is elsewhere.
     high = {"A": low["A"] + 0.3, "B": low["B"]}
     assert claims_table(evaluation(high), [RAISES], PAPER).verdict.item() == "reproduced"
