@@ -181,7 +181,7 @@ def test_randomisation_draws_the_means_and_the_maps():
 
 
 def test_label_dependence_stands_what_ignores_the_label_on_the_right(table):
-    more = [["0", "label_correlation", np.nan, 1.0, 0.9, 1.0, 5, ""], ["0.1", "label_correlation", np.nan, 0.1, 0.0, 0.2, 5, ""]]
+    more = [["0", "label_correlation", np.nan, 1.0, 0.9, 1.0, 5, "", ""], ["0.1", "label_correlation", np.nan, 0.1, 0.0, 0.2, 5, "", ""]]
     figure = plots.label_dependence(pd.concat([table, pd.DataFrame(more, columns=table.columns)]))
     points = [container.lines[0].get_xydata()[0, 0] for container in figure.axes[0].containers]
     assert points == [1.0, 0.1]
