@@ -173,6 +173,16 @@ def live(tidy: pd.DataFrame, spread: float | Mapping[str, float]) -> dict[str, V
     return values
 
 
+def agreement(live_part: pd.DataFrame) -> dict[str, Value]:
+    """What is computed live of a recorded experiment: `live/method` -> the largest difference of g, which should be 0.
+
+    Args:
+        live_part: see `salkit.studies.verify.live_part`.
+    """
+    kinds = {True: ANOTHER_DRAW, False: KERNELS}
+    return {f"live/{row.method}": Value(row.largest, row.allowed, kinds[row.composites > 0]) for row in live_part.itertuples()}
+
+
 def expected_values(profile: str) -> dict[str, dict[str, Any]]:
     """Notebook -> its `seconds` on two CPU cores and its checked `values`; empty for a profile without a recorded run.
 

@@ -1,5 +1,7 @@
 """The figures draw the numbers they are given, with labels, and leave files of both kinds."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
