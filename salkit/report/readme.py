@@ -96,7 +96,8 @@ def findings() -> str:
     """What the paper says beside what was found."""
     ours, theory, distances = (_values(name) for name in ("03_imagenette_table1", "01_theory_toy_model", "06_which_protocol"))
     judged, proved = recorded_table(*TABLE1_CLAIMS), recorded_table(*THEORY_CLAIMS).loc[THEORY_CLAIMS[1]]
-    study, paper = PROFILES[RECORDED].imagenette, paper_values("table1").query("method == 'Ours'").set_index("metric").value
+    study, paper = PROFILES[RECORDED].imagenet, paper_values("table1").query("method == 'Ours'").set_index("metric").value
+    n_images = PROFILES[RECORDED].images["ours"]
     cifar10, imagenet = (_ends(case) for case in ("cifar10", "imagenet"))
     prior = judged[judged.index.str.startswith("Ours is more complete than")]
     counts = ", ".join(f"{n} {verdict}" for verdict, n in prior.verdict.value_counts().items())
@@ -128,7 +129,7 @@ def findings() -> str:
     ]
     figure = _composites(PROFILES[RECORDED].cifar10)
     note = (
-        f"Masks without a number of composites: profile `{RECORDED}`, {study.n_images} ImageNet images, {len(study.labels or ())} labels, "
+        f"Masks without a number of composites: profile `{RECORDED}`, {n_images} ImageNet images, {len(study.labels or ())} labels, "
         f"{study.classifier}; worst case over labels, differences with 95 % intervals. **These masks are short**: {_composites(study)} "
         f"composites (masked images) a pair of image and label ({figure} in the figure above), where the paper's schedule has {FULL:,}. So "
         "these rows measure short masks on a smaller net, not the paper's digits. A verdict looks at the sign of a difference; compare its "
@@ -172,11 +173,12 @@ def theory() -> str:
 def profiles() -> str:
     """What each profile runs."""
 
-    def sizes(study: Study) -> str:
-        return f"{study.n_images:,} images of `{study.data}`, `{study.classifier}`, {_composites(study):,} composites a pair"
+    def sizes(study: Study, n: int) -> str:
+        return f"{n:,} images of `{study.data}`, `{study.classifier}`, {_composites(study):,} composites a pair"
 
     times = [f"{_minutes(name)} minutes" if expected_values(name) else "see `make plan`" for name in PROFILES]
-    rows = [[f"`{p.name}`", sizes(p.cifar10), sizes(p.imagenette), time] for p, time in zip(PROFILES.values(), times, strict=True)]
+    both = [(sizes(p.cifar10, p.images["sweep"]), sizes(p.imagenet, len(p.imagenet.lists) * p.images["ours"])) for p in PROFILES.values()]
+    rows = [[f"`{name}`", *each, time] for name, each, time in zip(PROFILES, both, times, strict=True)]
     return _markdown(pd.DataFrame(rows, columns=["profile", "CIFAR-10", "ImageNet", "recorded time, two cores"]))
 
 
@@ -184,7 +186,7 @@ def mask_minutes() -> str:
     """How long the mask of one pair takes at the rates of the benchmark."""
     rows = pd.DataFrame(measured.recorded_benchmark()["rows"]).query("task == 'learning' and name == 'salkit float32'")
     table = pd.DataFrame({"net, pixels": rows.case, "composites a second": rows["median"].map("{:,.0f}".format)})
-    for n in (FULL, LearnedMask(schedule="fast").cost().forward_backward):
+    for n in (FULL, LearnedMask(schedule="settled").cost().forward_backward):
         table[f"minutes a pair, {n:,} composites"] = (n / rows["median"] / 60).map(short)
     return f"{_markdown(table)}\n\nMeasured on {measured.benchmark().attrs['machine']}."
 
