@@ -77,19 +77,19 @@ def test_smaller_profiles_have_the_first_images(engine):
 def test_a_night_begins_with_what_is_worth_most():
     night = [(part.name, list(part.methods)) for part in experiments(PROFILES["overnight"])]
     rows, choices = profiles.ROWS, ["all_released", "labels_nll", "labels_released"]
-    ours = list(rows["ours"][:4])
+    ours, cheap_first = ["Ours", *rows["variants"][:3]], ("ours", "variants", "cheap")
     expected = [
-        *((f"table1_{labels}", list(rows[group])) for labels in "ab" for group in ("ours", "cheap")),
+        *((f"table1_{labels}", list(rows[group])) for labels in "ab" for group in cheap_first),
         ("sweep", ["0", "0.001", "0.01", "0.1", "1"]),
         ("table1_a", list(rows["prior"])),
-        *(("mosaics", list(rows[group])) for group in ("ours", "cheap")),
-        ("second_seed", [*rows["ours"], *rows["prior"]]),
+        *(("mosaics", list(rows[group])) for group in cheap_first),
+        ("second_seed", [*rows["ours"], *rows["variants"], *rows["prior"]]),
         ("second_seed_sweep", ["0", "0.001", "0.01", "0.1", "1"]),
         ("lengths", [str(n) for n in LENGTHS]),
         *((f"settled_{choice}", ["Ours, twice", "Ours (s=1), twice"]) for choice in ["all_nll", *choices]),
         *((f"protocol_{c}", ours + (list(profiles.LABEL_FREE_LOSS) if c == "labels_nll" else [])) for c in choices),
         ("table1_b", list(rows["prior"])),
-        *(("two_labels", list(rows[group])) for group in ("ours", "cheap", "prior")),
+        *(("two_labels", list(rows[group])) for group in (*cheap_first, "prior")),
         *(("mosaics", list(rows[group])) for group in ("prior", "igos")),
         ("table1_a", list(rows["igos"])),
     ]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from salkit.__main__ import app
 from salkit.methods import LearnedMask, Random, get_method, same_map_for_all_labels
 from salkit.scores import PROTOCOLS, Protocol
-from salkit.studies import profiles, recorded
+from salkit.studies import profiles, recorded, runs
 from salkit.studies.experiments import Experiment
 from salkit.studies.profiles import IMAGES, PROFILES, Study
 from salkit.studies.runs import Runs
@@ -26,7 +26,7 @@ SMALL = Study(
     n_points=4,
     n_steps=2,
 )
-ROWS = {"ours": ("Ours", "Ours (s=1)", "Ours (cheating)"), "cheap": ("Random", "Gradient x Input"), "prior": (), "igos": ()}
+ROWS = {"ours": ("Ours",), "variants": ("Ours (s=1)", "Ours (cheating)"), "cheap": ("Random", "Gradient x Input"), "prior": (), "igos": ()}
 
 
 def counts(**images):
@@ -36,7 +36,7 @@ def counts(**images):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """Two profiles that nest, on small images, and a folder of their own to record in."""
-    whole = replace(PROFILES["overnight"], name="whole", cifar10=SMALL, imagenet=SMALL, images=counts(ours=2, cheap=3, sweep=2))
+    whole = replace(PROFILES["overnight"], name="whole", cifar10=SMALL, imagenet=SMALL, images=counts(ours=2, variants=2, cheap=3, sweep=2))
     whole = replace(whole, tvs=(0.0, 0.1))
     part = replace(whole, name="part", images=counts(ours=1, cheap=2), recorded="whole")
     monkeypatch.setitem(PROFILES, "whole", whole)
@@ -211,8 +211,8 @@ def run(tiny, name, profile="whole"):
     return Runs(profile, device="cpu", output_dir=tiny / name)
 
 
-ALL = [*(("table1_a", m) for m in (*ROWS["ours"], *ROWS["cheap"])), *(("table1_b", m) for m in (*ROWS["ours"], *ROWS["cheap"]))]
-ALL += [("sweep", "0"), ("sweep", "0.1")]
+TABLE1 = [*ROWS["ours"], *ROWS["variants"], *ROWS["cheap"]]
+ALL = [*(("table1_a", m) for m in TABLE1), *(("table1_b", m) for m in TABLE1), ("sweep", "0"), ("sweep", "0.1")]
 
 
 def test_recording_goes_on_where_it_was_stopped_and_gives_what_a_live_run_gives(tiny, monkeypatch):
@@ -241,7 +241,7 @@ def test_recording_goes_on_where_it_was_stopped_and_gives_what_a_live_run_gives(
 
     whole = {name: recorded.load("whole", name) for name in ("table1_a", "table1_b", "sweep")}
     found = whole["table1_a"]
-    assert set(found.method.values) == {*ROWS["ours"], *ROWS["cheap"]}
+    assert set(found.method.values) == set(TABLE1)
     assert found.sizes["image"] == 3
     assert found.sel({"method": "Ours"}).insertion_auc.notnull().all("label").values.tolist() == [True, True, False]
     assert found.attrs["data"] == SMALL.data
@@ -256,9 +256,9 @@ def test_recording_goes_on_where_it_was_stopped_and_gives_what_a_live_run_gives(
     # What the part computes live are the recorded numbers of the same images.
     computed.clear()
     live = run(tiny, "part", "part").live("table1_a")
-    assert computed == [("table1_a", name) for name in (*ROWS["ours"], *ROWS["cheap"])]
+    assert computed == [("table1_a", name) for name in ("Ours", *ROWS["cheap"])]
     assert live.image.values.tolist() == found.image.values[:2].tolist()
-    for method, n in [*((name, 1) for name in ROWS["ours"]), *((name, 2) for name in ROWS["cheap"])]:
+    for method, n in [("Ours", 1), *((name, 2) for name in ROWS["cheap"])]:
         here, there = (each.sel({"method": method}).isel(image=slice(n)) for each in (live, found))
         for name in ("prob", "prediction", "insertion_curve", "insertion_auc", "completeness", "soundness", "games", "label_correlation"):
             np.testing.assert_array_equal(here[name], there[name].transpose(*here[name].dims))
@@ -272,9 +272,9 @@ def test_maps_that_are_kept_are_those_of_the_evaluation(tiny):
     for what in run(tiny, "first").record():
         if what == ("table1_a", "Gradient x Input", True):
             break
-    runs = run(tiny, "first")
-    part = next(part for part in runs.experiments() if "Ours" in part.methods)
-    ours = {name: method for name, method in part.methods.items() if name != "Ours (cheating)"}
+    whole = run(tiny, "first").experiments()
+    part = next(part for part in whole if "Ours" in part.methods)
+    ours = {name: method for part in whole[:2] for name, method in part.methods.items() if name != "Ours (cheating)"}
     found = recorded.load_method("whole", "table1_a", "Ours")
     assert found["map"].dims == ("method", "image", "label", "row", "column")
     assert found["map"].shape == (1, 2, 3, 8, 8)
@@ -364,3 +364,18 @@ def test_the_grid_of_protocols_takes_each_map_from_where_it_was_learned(folder, 
             learned = rules.loss if method in OURS else "nll"
             source = "table1_a" if (scope, learned) == ("all", "nll") else f"protocol_{scope}_{learned}"
             assert (found.insertion_auc.sel({"method": method}) == numbers[source, method]).all()
+
+
+def test_what_is_not_an_evaluation_is_recorded_too(tiny, monkeypatch):
+    """Layer randomisation; what it computes is stood in for."""
+    made, asked = xr.Dataset({"similarity": ("stage", np.float32([1.0, 0.25]))}, {"stage": ["none", "last"]}), []
+    monkeypatch.setattr(runs, "layer_randomisation", lambda *scene, **settings: asked.append(scene[2].ids) or made)
+    monkeypatch.setitem(runs.STAGES, SMALL.classifier, {})
+    for name in ("whole", "part"):
+        monkeypatch.setitem(PROFILES, name, replace(PROFILES[name], images=counts(sanity=3)))
+    told = ("sanity", "layer randomisation")
+    assert list(run(tiny, "first").record()) == [(*told, False), (*told, True)]
+    assert list(run(tiny, "second").record()) == [(*told, True)]
+    assert asked == [SMALL.images().ids[:3]]
+    xr.testing.assert_identical(run(tiny, "part", "part").sanity(), made)
+    assert len(asked) == 1

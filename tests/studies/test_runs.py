@@ -37,7 +37,7 @@ def test_every_method_is_asked_for_two_labels_that_it_knows(tmp_path, monkeypatc
     counts = dict.fromkeys(profiles.IMAGES, 0) | {"two labels": 2}
     monkeypatch.setitem(PROFILES, "paper", replace(PROFILES["paper"], imagenet=study, images=counts))
     rows = ("Dabkowski and Gal", "Phang et al.", "Phang et al. (class)", "Random")
-    monkeypatch.setattr(profiles, "ROWS", {"ours": rows[:1], "cheap": rows[1:], "prior": rows[:1], "igos": ()})
+    monkeypatch.setattr(profiles, "ROWS", {"ours": rows[:1], "variants": (), "cheap": rows[1:], "prior": (), "igos": ()})
     (tmp_path / "checkpoints").mkdir()
     classifier = load_classifier(study.classifier)
     for name, recipe in profiles.masker_recipes(study).items():
