@@ -71,7 +71,8 @@ def test_equal_trainings_leave_equal_tables(tmp_path, monkeypatch):
 def test_passes_are_counted_as_they_are_made(monkeypatch):
     """Count the images that really go through the net and compare with the plan."""
     study = replace(TINY, lists={"a": (0, 3, 5)}, n_steps=2, n_points=2)
-    methods = profiles.table1_methods(study, PROTOCOLS["paper"], internal_batch_size=2)  # so that no pass is filled up
+    whole_passes = {"internal_batch_size": 2, "n_distractors": 2}  # so that none is filled up
+    methods = profiles.table1_methods(study, PROTOCOLS["paper"], **whole_passes)
     # Each kind of cost. Left out: the line search of iGOS++ takes as many passes as it takes, LRP about two.
     names = ("Ours", "Ours (cheating)", "Gradient x Input", "Random", "Centered Gaussian", "Grad-CAM", "SmoothGrad")
     methods = {name: methods[name] for name in names}
