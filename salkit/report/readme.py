@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,24 @@ from bs4 import BeautifulSoup
 
 from salkit.methods import LearnedMask
 from salkit.report import measured
+from salkit.report.claims import BEST_EFFORT_CLAIMS, PRIOR, TABLE1_CLAIMS, claims_table, table2_claims
 from salkit.report.expected import expected_values
-from salkit.report.tables import paper_values
+from salkit.report.tables import paper_values, tidy_table
 from salkit.scores import PROTOCOLS
-from salkit.statistics import short
-from salkit.studies.profiles import PROFILES, Study
-from salkit.studies.quality import compare_schedules, per_image
+from salkit.statistics import Interval, short
+from salkit.studies import protocol_grid, released_scores
+from salkit.studies.profiles import PROFILES, Profile
+from salkit.studies.quality import settled_sentence
+from salkit.studies.recorded import source
+from salkit.studies.runs import Runs
 
 ROOT = Path(__file__).parents[2]
 FIGURE1 = ROOT / "docs" / "figure1.png"
 RECORDED = "demo"
 """The profile that the notebooks are recorded with."""
-TABLE1_CLAIMS = ("03_imagenette_table1", "TV raises soundness", "paper", "ours", "verdict")
+TABLE1_VERDICTS = ("03_imagenette_table1", "TV raises soundness", "paper", "ours", "verdict")
 THEORY_CLAIMS = ("01_theory_toy_model", "no interval at L2 certifies -y: every d", "needed", "verdict")
 """Where `recorded_table` finds the claims; the second row is Theorem 5.1's soundness."""
-TEXT_PROTOCOL = "all/nll/paper/mean"
-"""What notebook 06 calls the protocol of the paper's text."""
 FULL = LearnedMask().cost().forward_backward
 """Composites of the published schedule."""
 
@@ -64,8 +66,8 @@ def figure1() -> bytes:
     Raises:
         ValueError: the notebook has no such output.
     """
-    for source, data in _outputs("02_cifar10_tv_sweep"):
-        if "figure1_masks" in source and "image/png" in data:
+    for cell, data in _outputs("02_cifar10_tv_sweep"):
+        if "figure1_masks" in cell and "image/png" in data:
             return base64.b64decode("".join(data["image/png"]))
     raise ValueError("02_cifar10_tv_sweep: expected a recorded image from the cell that saves figure1_masks, got none")
 
@@ -144,7 +146,9 @@ def findings() -> str:
         ["Table 1 follows the text's protocol", "", protocol, str(best.n), spent, ""],
         ["The authors' released areas allow its soundness", "0.84", f"at most {short(bound.soundness)}", str(bound.n), "20,000", ""],
     ]
-    note = f"{source(evaluation)} Worst case over labels, differences with 95 % intervals; verdicts from exact paired tests, Holm-corrected."
+    note = (
+        f"{source(evaluation)} Worst case over labels, differences with 95 % intervals; verdicts from exact paired tests, Holm-corrected."
+    )
     columns = ["the paper says", "paper", "found here", "images", "composites a pair", "verdict"]
     return f"{_markdown(pd.DataFrame(rows, columns=columns))}\n\n{note}"
 
@@ -163,9 +167,9 @@ def table1() -> str:
 
 def claims() -> str:
     """The claims of notebooks 03, 04 and 02."""
-    own_labels = recorded_table("04_figures", "Cheating shows in best effort", "verdict")
+    two_labels = recorded_table("04_figures", "Cheating shows in best effort", "verdict")
     cifar10 = recorded_table("02_cifar10_tv_sweep", "TV 1 raises soundness", "verdict")
-    parts = [recorded_table(*TABLE1_CLAIMS), own_labels.rename("{} (own two best classes)".format), cifar10.rename("CIFAR-10: {}".format)]
+    parts = [recorded_table(*TABLE1_VERDICTS), two_labels.rename("Mosaics: {}".format), cifar10.rename("CIFAR-10: {}".format)]
     return _markdown(pd.concat(parts).fillna("").rename_axis("claim").reset_index())
 
 
@@ -182,37 +186,41 @@ def theory() -> str:
 
 
 def profiles() -> str:
-    """What each profile runs."""
+    """What each profile shows and computes."""
 
-    def sizes(study: Study) -> str:
-        return f"{study.n_images:,} images of `{study.data}`, `{study.classifier}`, {_composites(study):,} composites a pair"
+    def sizes(profile: Profile) -> list[str]:
+        n, study = profile.images, profile.imagenet
+        lists = f"{len(study.lists)} x " if len(study.lists) > 1 else ""
+        return [
+            f"`{profile.name}`",
+            f"the recorded `{profile.recorded}`" if profile.recorded else "what it computes",
+            f"{n['sweep']:,} images of `{profile.cifar10.data}`, `{profile.cifar10.classifier}`",
+            f"{lists}{n['ours']:,} images of `{study.data}`, `{study.classifier}` ({lists}{n['cheap']:,} for rows that cost little)",
+            f"{study.learned_mask(PROTOCOLS['paper']).cost().forward_backward:,}",
+            f"{_minutes(profile.name)} minutes" if expected_values(profile.name) else "see `make plan`",
+        ]
 
-    times = [f"{_minutes(name)} minutes" if expected_values(name) else "see `make plan`" for name in PROFILES]
-    rows = [[f"`{p.name}`", sizes(p.cifar10), sizes(p.imagenette), time] for p, time in zip(PROFILES.values(), times, strict=True)]
-    return _markdown(pd.DataFrame(rows, columns=["profile", "CIFAR-10", "ImageNet", "recorded time, two cores"]))
+    columns = ["profile", "shows", "computes: CIFAR-10", "computes: ImageNet", "composites a pair", "recorded time, two cores"]
+    return _markdown(pd.DataFrame([sizes(profile) for profile in PROFILES.values()], columns=columns))
 
 
 def mask_minutes() -> str:
     """How long the mask of one pair takes at the rates of the benchmark."""
     rows = pd.DataFrame(measured.recorded_benchmark()["rows"]).query("task == 'learning' and name == 'salkit float32'")
     table = pd.DataFrame({"net, pixels": rows.case, "composites a second": rows["median"].map("{:,.0f}".format)})
-    for n in (FULL, LearnedMask(schedule="fast").cost().forward_backward):
+    for n in (FULL, LearnedMask(schedule="settled").cost().forward_backward):
         table[f"minutes a pair, {n:,} composites"] = (n / rows["median"] / 60).map(short)
     return f"{_markdown(table)}\n\nMeasured on {measured.benchmark().attrs['machine']}."
 
 
 def schedules() -> str:
-    """All measured schedules against the published one."""
-    cases = measured.schedules()
-    others = sorted(set(cases["cifar10"].schedule) - {"fast", "paper"})
-    pairs = [("cifar10", "fast"), ("imagenet", "fast"), *(("cifar10", name) for name in others)]
-    rows = pd.concat([compare_schedules(cases[case], [(name, "paper")]).assign(case=case) for case, name in pairs])
-    table = rows[["case", "schedule", "score", "n"]].rename(columns={"n": "images"})
-    table["published"], table["this schedule"] = rows.reference_value.map(short), rows.value.map(short)
-    table["difference [95 %]"] = [f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in rows.itertuples()]
-    fast = rows[rows.schedule == "fast"]
-    contain = int(((fast.low <= 0) & (fast.high >= 0)).sum())
-    return f"{_markdown(table)}\n\n`fast`: {contain} of {len(fast)} intervals contain 0, which means no detectable difference."
+    """Twice the composites, and the published schedule, beside the settled one."""
+    runs = Runs(RECORDED)
+    table = runs.settled()
+    shown = table[["choice", "method", "score", "n"]].rename(columns={"n": "images"})
+    shown["500 composites"], shown["1,000"] = table.at_c.map(short), table.at_2c.map(short)
+    shown["difference [95 %]"] = [f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in table.itertuples()]
+    return f"{_markdown(shown)}\n\n{settled_sentence(table)}"
 
 
 def bench() -> str:
@@ -251,17 +259,6 @@ def _minutes(profile: str) -> int:
 
 def _values(notebook: str) -> dict[str, float]:
     return {name: number for name, (number, *_) in expected_values(RECORDED)[notebook]["values"].items()}
-
-
-def _composites(study: Study) -> int:
-    """Composites that a study spends on the mask of a pair."""
-    return study.learned_mask(PROTOCOLS["paper"]).cost().forward_backward
-
-
-def _ends(case: str) -> pd.DataFrame:
-    """Scores of each image at the end of the published schedule."""
-    scores = per_image(measured.schedules()[case].query("schedule == 'paper'"))
-    return scores[scores.composites == scores.composites.max()]
 
 
 def _markdown(table: pd.DataFrame) -> str:

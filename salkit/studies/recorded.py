@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,13 +47,15 @@ def settings_of(method: SaliencyMethod) -> str:
     return json.dumps(without_versions(describe(method)), sort_keys=True)
 
 
-def is_recorded(profile: str, experiment: Experiment, method: str) -> bool:
-    """Whether the results of a method are recorded, of as many images and with the same settings."""
+def is_recorded(profile: str, experiment: Experiment, method: str, images: Sequence[str]) -> bool:
+    """Whether the results of a method are recorded, with the same data, net and settings, and the images of these names come first."""
     path = path_of(profile, experiment.name, method)
     if not path.is_file():
         return False
     with xr.open_dataset(path, engine="scipy") as found:
-        return found.attrs["settings"] == settings_of(experiment.methods[method]) and found.sizes["image"] >= experiment.n_images
+        then = (found.attrs["data"], found.attrs["classifier"], found.settings.item())
+        now = (experiment.study.data, experiment.study.classifier, settings_of(experiment.methods[method]))
+        return then == now and found.image.values[: len(images)].tolist() == list(images)
 
 
 def save(profile: str, experiment: str, result: xr.Dataset) -> Path:
@@ -63,7 +66,7 @@ def save(profile: str, experiment: str, result: xr.Dataset) -> Path:
     (method,) = result.method.values.tolist()
     path = path_of(profile, experiment, method)
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoding: dict[str, dict[str, Any]] = {name: {"dtype": "float32"} for name, values in result.items() if values.dtype == np.float64}
+    encoding: dict[str, dict[str, Any]] = {str(name): {"dtype": "float32"} for name, values in result.items() if values.dtype == np.float64}
     if "map" in result:
         encoding["map"] = {"dtype": "int16", "scale_factor": STEP, "_FillValue": np.int16(-32768)}
     with atomic_write(path) as part:
@@ -180,7 +183,7 @@ def provenance(method: SaliencyMethod, seconds: float) -> dict[str, tuple[str, l
         "composites": composites(method),
         "recorded_on": str(where["date"])[:10],
         "processor": str(where["cpu"]),
-        "cores": int(where["cores"]),
+        "cores": os.cpu_count(),
         "versions": ", ".join(f"{name} {installed(name)}" for name in LIBRARIES),
         "commit": str(where["commit"]),
         "seconds": round(seconds, 1),

@@ -43,7 +43,7 @@ def recorded_cells(runs: Runs) -> dict[Cell, float]:
     Raises:
         ValueError: a method is recorded with other settings than the profile has now.
     """
-    cells = {}
+    cells: dict[Cell, float] = {}
     for part in runs.experiments():
         for name, method in part.methods.items():
             path = recorded.path_of(runs.profile, part.name, name)
