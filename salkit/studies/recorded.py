@@ -109,11 +109,11 @@ def load_other(profile: str, experiment: str) -> xr.Dataset:
 
 
 def source(result: xr.Dataset) -> str:
-    """Where the numbers of an evaluation come from, in words: recorded, with machine, dates and hours, or computed in this run.
+    """Where the numbers of an evaluation come from, in words: recorded, with machine, dates and core hours, or computed in this run.
 
     Example:
         >>> print(source(load("overnight", "sweep")))  # doctest: +SKIP
-        Recorded 2026-11-27 on AMD EPYC (family 25, model 17, AVX512), 2 cores, commit b159df7: 20 images, 10 labels each, 0.4 hours.
+        Recorded 2026-11-27 on AMD EPYC (family 25, model 17, AVX512), 2 cores, commit b159df7: 20 images, 10 labels each, 0.4 core hours.
     """
     n, k = result.sizes["image"], result.sizes["label"]
     size = f"{n} images, {k} labels each"
@@ -123,9 +123,9 @@ def source(result: xr.Dataset) -> str:
     days = " to ".join(dict.fromkeys([about["recorded_on"][0], about["recorded_on"][-1]]))
     spent = sorted({f"{value:,.0f}" for value in result.composites.values if value == value}, key=len)
     masks = f", learned masks of {' or '.join(spent)} composites a pair" if spent else ""
-    hours = float(result.seconds.sum()) / 3600
+    hours = float(result.core_seconds.sum()) / 3600
     where = f"{', '.join(about['processor'])}, {'/'.join(about['cores'])} cores, commit {', '.join(about['commit'])}"
-    return f"Recorded {days} on {where}: {size}{masks}, {hours:.1f} hours."
+    return f"Recorded {days} on {where}: {size}{masks}, {hours:.1f} core hours."
 
 
 def _open(path: Path) -> xr.Dataset:
@@ -175,7 +175,7 @@ def pictures(result: xr.Dataset, store: Store) -> dict[str, tuple[tuple[str, ...
     return {"picture": (("method", "pictured", "label", "row", "column"), scaled[None])}
 
 
-def provenance(method: SaliencyMethod, seconds: float) -> dict[str, tuple[str, list[Any]]]:
+def provenance(method: SaliencyMethod, core_seconds: float) -> dict[str, tuple[str, list[Any]]]:
     """Coordinates of a method's results: settings, composites a pair, and where, when and from which commit they come."""
     where = machine()
     about = {
@@ -186,7 +186,7 @@ def provenance(method: SaliencyMethod, seconds: float) -> dict[str, tuple[str, l
         "cores": os.cpu_count(),
         "versions": ", ".join(f"{name} {installed(name)}" for name in LIBRARIES),
         "commit": str(where["commit"]),
-        "seconds": round(seconds, 1),
+        "core_seconds": round(core_seconds, 1),
     }
     return {name: ("method", [value]) for name, value in about.items()}
 

@@ -140,9 +140,9 @@ class Runs:
             for name, method in part.methods.items():
                 if not recorded.is_recorded(self.profile, part, name, images):
                     yield part.name, name, False
-                    start = time.perf_counter()
+                    start = time.process_time()
                     result = self.evaluate(replace(part, methods={name: method}), maps=True)
-                    about = recorded.provenance(method, time.perf_counter() - start)
+                    about = recorded.provenance(method, time.process_time() - start)
                     recorded.save(self.profile, part.name, result.assign_coords(about))
                 yield part.name, name, True
         if self.chosen.images["sanity"]:

@@ -181,7 +181,7 @@ def test_provenance_says_how_and_where(folder):
     recorded.save("made up", "e", evaluation("Random").assign_coords(recorded.provenance(Random(), 1.0)))
     found = recorded.load("made up", "e")
     one = found.sel({"method": "Ours"})
-    assert (one.composites.item(), one.seconds.item()) == (500, 12.3)
+    assert (one.composites.item(), one.core_seconds.item()) == (500, 12.3)
     assert np.isnan(found.sel({"method": "Random"}).composites)
     assert json.loads(one.settings.item())["schedule"] == "settled"
     assert f"torch {version('torch')}" in one.versions.item().split(", ")
@@ -235,7 +235,7 @@ def test_recording_goes_on_where_it_was_stopped_and_gives_what_a_live_run_gives(
     assert [what[:2] for what in told if what[2]] == ALL
     assert computed == ALL, "each once"
     monkeypatch.setenv("COLUMNS", "300")
-    shell = CliRunner().invoke(app, ["record", "--profile", "whole", "--output", str(tiny / "third")])
+    shell = CliRunner().invoke(app, ["study", "--profile", "whole", "--output", str(tiny / "third")])
     assert shell.exit_code == 0, shell.output
     assert shell.output.splitlines()[:-1] == [f"recorded  {name}: {method}" for name, method in ALL]
     assert str(recorded.folder("whole")) in shell.output.splitlines()[-1]
