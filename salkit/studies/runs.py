@@ -141,7 +141,7 @@ class Runs:
                 if not recorded.is_recorded(self.profile, part, name, images):
                     yield part.name, name, False
                     start = time.process_time()
-                    result = self.evaluate(replace(part, methods={name: method}), maps=True)
+                    result = self.evaluate(replace(part, methods={name: method}), maps=part.pictured)
                     about = recorded.provenance(method, time.process_time() - start)
                     recorded.save(self.profile, part.name, result.assign_coords(about))
                 yield part.name, name, True
