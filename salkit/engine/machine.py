@@ -46,12 +46,15 @@ def installed(package: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """The processor as it calls itself, with the widest instructions that torch uses there."""
-    name = platform.processor() or platform.machine()
+    """The processor's name, family and model (a name may stand for several), and the widest instructions that torch uses there."""
+    facts = {"model name": platform.processor() or platform.machine(), "cpu family": "", "model": ""}
     if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in facts:
+                facts[name.strip()] = value.strip()
+    kind = f"family {facts['cpu family']}, model {facts['model']}, " if facts["model"] else ""
+    return f"{facts['model name']} ({kind}{torch.backends.cpu.get_cpu_capability()})"
 
 
 def _git(*arguments: str) -> str:

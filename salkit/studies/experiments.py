@@ -32,7 +32,7 @@ SETTLED_ROWS = ("Ours", "Ours (s=1)")
 LENGTHS = (12, 50, 124, 250)
 """Composites of the schedules that are too short, which notebook 07 shows beside the settled one."""
 
-TWO_LABELS = (("two_labels", ("ours", "cheap", "prior")), ("mosaics", ("prior", "igos")))
+TWO_LABELS = (("two_labels", ("ours", "variants", "cheap", "prior")), ("mosaics", ("prior", "igos")))
 """Experiments on two labels an image that come late, and their rows."""
 
 
@@ -153,19 +153,17 @@ def experiments(profile: Profile, checkpoints: str | Path | None = None) -> list
         return Experiment(name=name, notebook="03", study=study, methods=methods, n_images=n["second seed"], seed=1, keep=keep)
 
     sweep = profiles.tv_sweep_methods(cifar10, profile.tvs, PAPER)
+    repeated = [name for group in ("ours", "variants", "prior") for name in profiles.ROWS[group]]
     shorter = {str(spent): with_composites(imagenet.learned_mask(PAPER), spent) for spent in LENGTHS}
     lists, choices = list(imagenet.lists), [(scope, loss) for scope in get_args(SoftmaxScope) for loss in get_args(Loss)]
     first, *others = lists
-    ours = {name: table1[name] for name in profiles.ROWS["ours"]}
     found = [
-        rows("ours", first),
-        rows("cheap", first),
-        *(rows(group, labels) for labels in others for group in ("ours", "cheap")),
+        *(rows(group, first) for group in ("ours", "variants", "cheap")),
+        *(rows(group, labels) for labels in others for group in ("ours", "variants", "cheap")),
         Experiment(name="sweep", notebook="02", study=cifar10, methods=sweep, n_images=n["sweep"]),
         rows("prior", first),
-        two("mosaics", "ours"),
-        two("mosaics", "cheap"),
-        again("second_seed", imagenet, ours | {name: table1[name] for name in profiles.ROWS["prior"]}, everything),
+        *(two("mosaics", group) for group in ("ours", "variants", "cheap")),
+        again("second_seed", imagenet, {name: table1[name] for name in repeated}, everything),
         again("second_seed_sweep", cifar10, sweep),
         Experiment(name="lengths", notebook="07", study=imagenet, methods=shorter, n_images=n["lengths"], n_labels=3),
         *(settled(*choice) for choice in choices),

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+import xarray as xr
 from torch import Tensor
 
 from salkit.curves import auc, insertion_curve
@@ -17,7 +18,7 @@ from salkit.methods.base import heatmaps_one_by_one
 from salkit.models.classifier import Classifier
 from salkit.models.passes import pass_by_pass, pass_size
 from salkit.scores import completeness, soundness
-from salkit.statistics import paired_comparison
+from salkit.statistics import bootstrap_interval, paired_comparison
 
 SCORES = {
     "completeness": "worst-case completeness",
@@ -118,6 +119,73 @@ def per_image(measured: pd.DataFrame) -> pd.DataFrame:
     return by.agg(
         completeness=("completeness", "min"), soundness=("soundness", "min"), insertion=("insertion", "max"), area=("g", "mean")
     ).reset_index()
+
+
+SETTLED = 0.02
+"""Masks count as settled when twice the composites change the mean of each score by less."""
+
+
+def pair_scores(evaluation: xr.Dataset, method: str, pairs: xr.DataArray) -> pd.DataFrame:
+    """Scores of a method an image, the worst over some of its labels.
+
+    Args:
+        evaluation: with all of those labels.
+        method: which of its methods.
+        pairs: names of the labels, dims image and label; the first is the most probable one.
+
+    Returns:
+        Index image; columns `completeness`, `soundness` (thresholds of the text), `insertion` (g of the first label) and `area` (mean g).
+    """
+    one = evaluation.sel({"method": method, "image": pairs.image.values})
+    names = one.label_name if "label_name" in one.coords else one.label.expand_dims(image=one.image)
+    places = np.stack([[list(names.sel(image=i).values).index(name) for name in pairs.sel(image=i).values] for i in pairs.image.values])
+    f, g = (
+        torch.from_numpy(np.take_along_axis(one[name].transpose("image", "label").values, places, 1)) for name in ("prob", "insertion_auc")
+    )
+    scores = {"completeness": completeness(g, f, 0.01).amin(1), "soundness": soundness(g, f, 0.001).amin(1), "insertion": g[:, 0]}
+    return pd.DataFrame({name: values.numpy() for name, values in (scores | {"area": g.mean(1)}).items()}, pd.Index(pairs.image.values))
+
+
+def settled(choice: str, method: str, at_c: xr.Dataset, at_2c: xr.Dataset) -> pd.DataFrame:
+    """Do scores change when the composites are doubled? A row for each score.
+
+    Args:
+        choice: what the rows are called, for example the softmax scope and loss.
+        method: name of the method in `at_c`; in `at_2c` it is called `"<method>, twice"`.
+        at_c: an evaluation for all labels of the list.
+        at_2c: one with twice the composites, for some labels of some of the images.
+
+    Returns:
+        Columns `choice, method, score, at_c, at_2c, difference, low, high, n, settled`: means over the images of `at_2c`, the mean of the
+        paired differences with its 95 % interval, and whether that mean is below `SETTLED`.
+    """
+    pairs, other = at_2c.label_name, f"{method}, twice"
+    rows = []
+    for score in list(SCORES)[:3]:
+        a, b = (pair_scores(found, name, pairs)[score].to_numpy() for found, name in ((at_c, method), (at_2c, other)))
+        change = paired_comparison(b, a)
+        numbers = [a.mean(), b.mean(), change.mean, change.low, change.high, change.n, abs(change.mean) < SETTLED]
+        rows.append([choice, method, SCORES[score], *numbers])
+    return pd.DataFrame(rows, columns=["choice", "method", "score", "at_c", "at_2c", "difference", "low", "high", "n", "settled"])
+
+
+def by_length(evaluations: Mapping[float, tuple[xr.Dataset, str]], pairs: xr.DataArray) -> pd.DataFrame:
+    """Scores of schedules of different lengths on the same images and labels.
+
+    Args:
+        evaluations: composites a pair -> an evaluation and the name of the method in it.
+        pairs: see `pair_scores`.
+
+    Returns:
+        Columns `composites, score, mean, low, high, n`.
+    """
+    rows = []
+    for spent, (evaluation, method) in sorted(evaluations.items()):
+        scores = pair_scores(evaluation, method, pairs)
+        for score in list(SCORES)[:3]:
+            interval = bootstrap_interval(scores[score].to_numpy())
+            rows.append([spent, SCORES[score], interval.mean, interval.low, interval.high, interval.n])
+    return pd.DataFrame(rows, columns=["composites", "score", "mean", "low", "high", "n"])
 
 
 def compare_schedules(measured: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:

@@ -34,8 +34,10 @@ def folder(profile: str) -> Path:
     return data_dir() / "recorded" / profile
 
 
-def path_of(profile: str, experiment: str, method: str) -> Path:
-    """The file of one method's results in one experiment."""
+def path_of(profile: str, experiment: str, method: str = "") -> Path:
+    """The file of one method's results in one experiment; without a method that of an experiment which is not an evaluation."""
+    if not method:
+        return folder(profile) / f"{experiment}.nc"
     return folder(profile) / experiment / f"{re.sub(r'[^A-Za-z0-9.]+', '_', method).strip('_')}.nc"
 
 
@@ -87,6 +89,40 @@ def load(profile: str, experiment: str) -> xr.Dataset:
 def load_method(profile: str, experiment: str, method: str) -> xr.Dataset:
     """The recorded results of one method."""
     return _open(path_of(profile, experiment, method))
+
+
+def save_other(profile: str, experiment: str, result: xr.Dataset) -> Path:
+    """Record the results of an experiment that is not an evaluation."""
+    path = path_of(profile, experiment)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as part:
+        result.to_netcdf(part, engine="scipy")
+    return path
+
+
+def load_other(profile: str, experiment: str) -> xr.Dataset:
+    """The recorded results of an experiment that is not an evaluation."""
+    return _open(path_of(profile, experiment))
+
+
+def source(result: xr.Dataset) -> str:
+    """Where the numbers of an evaluation come from, in words: recorded, with machine, dates and hours, or computed in this run.
+
+    Example:
+        >>> print(source(load("overnight", "sweep")))  # doctest: +SKIP
+        Recorded 2026-11-27 on AMD EPYC (family 25, model 17, AVX512), 2 cores, commit b159df7: 20 images, 10 labels each, 0.4 hours.
+    """
+    n, k = result.sizes["image"], result.sizes["label"]
+    size = f"{n} images, {k} labels each"
+    if "recorded_on" not in result.coords:
+        return f"Computed in this run: {size}."
+    about = {name: sorted({str(value) for value in result[name].values}) for name in ("recorded_on", "processor", "cores", "commit")}
+    days = " to ".join(dict.fromkeys([about["recorded_on"][0], about["recorded_on"][-1]]))
+    spent = sorted({f"{value:,.0f}" for value in result.composites.values if value == value}, key=len)
+    masks = f", learned masks of {' or '.join(spent)} composites a pair" if spent else ""
+    hours = float(result.seconds.sum()) / 3600
+    where = f"{', '.join(about['processor'])}, {'/'.join(about['cores'])} cores, commit {', '.join(about['commit'])}"
+    return f"Recorded {days} on {where}: {size}{masks}, {hours:.1f} hours."
 
 
 def _open(path: Path) -> xr.Dataset:
@@ -148,7 +184,8 @@ def provenance(method: SaliencyMethod, seconds: float) -> dict[str, tuple[str, l
         "settings": settings_of(method),
         "composites": composites(method),
         "recorded_on": str(where["date"])[:10],
-        "machine": f"{where['torch_threads']} of {where['cores']} cores, {where['cpu']}",
+        "processor": str(where["cpu"]),
+        "cores": int(where["cores"]),
         "versions": ", ".join(f"{name} {installed(name)}" for name in LIBRARIES),
         "commit": str(where["commit"]),
         "seconds": round(seconds, 1),

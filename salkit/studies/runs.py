@@ -17,7 +17,7 @@ from torch import nn
 
 from salkit.checks import check_integer
 from salkit.data.files import open_images
-from salkit.data.images import load_distractors
+from salkit.data.images import ImageSet, load_distractors
 from salkit.engine.executors import Engine, check_executor, open_engine
 from salkit.engine.identity import describe_experiment
 from salkit.engine.shards import Job
@@ -29,8 +29,10 @@ from salkit.models.classifier import Classifier, resolve_device
 from salkit.models.zoo import load_classifier
 from salkit.scores import PROTOCOLS
 from salkit.studies import profiles, recorded
-from salkit.studies.experiments import Experiment, experiments
+from salkit.studies.experiments import SETTLED_ROWS, Experiment, experiments
+from salkit.studies.mosaics import add_localisation
 from salkit.studies.profiles import Profile, get_profile
+from salkit.studies.quality import by_length, settled
 from salkit.studies.recorded import joined, stacked
 from salkit.studies.sanity import STAGES, layer_randomisation
 
@@ -90,10 +92,19 @@ class Runs:
             ValueError: no such experiment, or one of which the profile computes nothing.
             FileNotFoundError: the profile's classifier has no maskers yet; notebook 00 trains them.
         """
-        parts = [part for part in self.experiments() if part.name == name]
-        if not parts:
-            raise ValueError(f"name: expected one of {sorted({part.name for part in self.experiments()})}, got {name!r}")
-        return joined([self.evaluate(part) for part in parts])
+        return joined([self.evaluate(part) for part in self._parts(name)])
+
+    def images(self, name: str) -> ImageSet:
+        """The images of an experiment, for figures."""
+        part = self._parts(name)[0]
+        with self._engine() as engine:
+            return part.scene(part.classifier(), self.seed + part.seed, engine, self.device).images
+
+    def _parts(self, name: str) -> list[Experiment]:
+        every = self.experiments()
+        if parts := [part for part in every if part.name == name]:
+            return parts
+        raise ValueError(f"name: expected one of {sorted({part.name for part in every})}, got {name!r}")
 
     def experiments(self) -> list[Experiment]:
         """The profile's evaluations, see `experiments`."""
@@ -109,6 +120,8 @@ class Runs:
             given |= {"store": engine.store, "executor": self.executor, "workers": self.workers}
             given |= {"keep_curves": True, "keep_heatmaps": maps}
             result = evaluate(classifier, scene.images, part.methods, name=part.name, **given | part.keep)
+            if part.images == "mosaics" and maps:
+                result = add_localisation(result)
             if maps:
                 result = result.drop_vars(["heatmap", "pixels"]).assign(recorded.pictures(result, engine.store))
         return result.assign_attrs(data=part.study.data, classifier=part.study.classifier)
@@ -128,6 +141,10 @@ class Runs:
                     about = recorded.provenance(method, time.perf_counter() - start)
                     recorded.save(self.profile, part.name, result.assign_coords(about))
                 yield part.name, name, True
+        if not recorded.path_of(self.profile, "sanity").is_file():
+            yield "sanity", "layer randomisation", False
+            recorded.save_other(self.profile, "sanity", self.sanity())
+            yield "sanity", "layer randomisation", True
 
     def table1(self) -> xr.Dataset:
         """Table 1 on the images of all label lists (notebooks 03 and 04)."""
@@ -143,23 +160,47 @@ class Runs:
         """
         listed = self.result("protocol_labels_nll")
         names, cheap = listed.method.values.tolist(), list(profiles.LABEL_FREE_LOSS)
-        text = self.result(f"table1_{next(iter(self.chosen.imagenet.lists))}").sel({"method": names})
+        text = self.result(self._first_list).sel({"method": names})
         grid = {("all", "nll"): text, ("labels", "nll"): listed}
         for (scope, _), rest in list(grid.items()):
             grid[scope, "released"] = joined([self.result(f"protocol_{scope}_released"), rest.sel({"method": cheap})])
         shared = ["prob", "prediction", "insertion_auc", "insertion_curve"]
         return {choice: evaluation[shared] for choice, evaluation in grid.items()}
 
+    def settled(self) -> pd.DataFrame:
+        """Scores of the study's masks beside masks of twice the composites, for each softmax scope and loss (notebook 07)."""
+        tables = []
+        for (scope, loss), evaluation in self.protocol_grid().items():
+            twice = self.result(f"settled_{scope}_{loss}")
+            for row in SETTLED_ROWS:
+                tables.append(settled(f"softmax over {scope}, loss {loss}", row, evaluation, twice))
+        return pd.concat(tables, ignore_index=True)
+
+    def lengths(self) -> pd.DataFrame:
+        """Scores of schedules of different lengths on the same images and labels (notebook 07)."""
+        shorter, whole = self.result("lengths"), self.result(self._first_list)
+        twice = self.result("settled_all_nll")
+        spent = {float(name): (shorter, str(name)) for name in shorter.method.values}
+        for evaluation, name in ((whole, "Ours"), (twice, "Ours, twice")):
+            spent[float(evaluation.composites.sel({"method": name}))] = (evaluation, name)
+        return by_length(spent, twice.label_name)
+
     def sanity(self) -> xr.Dataset:
         """Layer randomisation (notebook 05) of ours and two cheap methods, in both modes, on a few images."""
-        study, table1 = self.chosen.imagenet, profiles.table1_methods(self.chosen.imagenet, PROTOCOLS["paper"], self._checkpoints)
+        if self.chosen.recorded:
+            return recorded.load_other(self.chosen.recorded, "sanity")
+        study, methods = self.chosen.imagenet, profiles.table1_methods(self.chosen.imagenet, PROTOCOLS["paper"], self._checkpoints)
         classifier = load_classifier(study.classifier, study.labels, PROTOCOLS["paper"].softmax_over)
         images = study.images()
         images = images.subset(range(min(self.chosen.images["sanity"], len(images))))
-        scene = (classifier, STAGES[study.classifier], images, {name: table1[name] for name in profiles.SANITY_ROWS})
+        scene = (classifier, STAGES[study.classifier], images, {name: methods[name] for name in profiles.SANITY_ROWS})
         pool = load_distractors(study.data, n=study.pool, seed=self.seed)
         with self._engine() as engine:
             return layer_randomisation(*scene, distractors=pool, seed=self.seed, device=self.device, engine=engine)
+
+    @property
+    def _first_list(self) -> str:
+        return f"table1_{next(iter(self.chosen.imagenet.lists))}"
 
     def table(self, function: Callable[..., pd.DataFrame], **settings: Any) -> pd.DataFrame:
         """The table that a function makes of these settings, kept like everything else (notebook 01).

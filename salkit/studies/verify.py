@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import astuple, dataclass, replace
 from multiprocessing import get_context
@@ -13,11 +13,16 @@ import torch
 import xarray as xr
 from scipy import stats
 
+from salkit.methods import Random
+from salkit.statistics import paired_comparison
 from salkit.studies import recorded
 from salkit.studies.runs import Runs
 
-COMPARED = ("insertion_curve", "deletion_auc", "games", "saliency_metric_by_alpha", "label_correlation")
+COMPARED = ("insertion_curve", "insertion_auc", "deletion_auc", "games", "saliency_metric_by_alpha", "label_correlation")
 """Numbers of a cell that must agree; areas and scores follow from them."""
+
+SEEDS = {"second_seed": "table1_a", "second_seed_sweep": "sweep"}
+"""Experiments that repeat cells of another one with a second seed."""
 
 ROUNDING = 0.005
 """The largest difference of a probability between two processors for a method that learns nothing."""
@@ -33,7 +38,7 @@ class Cell:
 
 
 def recorded_cells(runs: Runs) -> dict[Cell, float]:
-    """All recorded cells -> seconds that each took.
+    """All recorded cells of the profile's experiments -> seconds that each took.
 
     Raises:
         ValueError: a method is recorded with other settings than the profile has now.
@@ -80,48 +85,146 @@ def largest_share_wrong(n: int, wrong: int = 0, confidence: float = 0.95) -> flo
 
 
 def recompute(runs: Runs, cells: Sequence[Cell], workers: int | None = None) -> Iterator[pd.DataFrame]:
-    """Compute cells anew, without any store, and compare them with what is recorded; a table a cell, as they are finished.
+    """Compute cells anew, without a store, and compare them with what is recorded.
 
-    Each worker is a process with one thread. That changes no number.
+    Args:
+        runs: the profile that was recorded.
+        cells: which.
+        workers: processes of one thread each, by default one a core. They change no number. 1 computes in this process.
 
-    Returns:
-        Tables with a row for each number that is compared: `experiment, method, image, variable, largest` (difference; infinite where only
-        one is NaN), and of `insertion_curve` also `mean`, the mean signed difference of g over the labels.
+    Yields:
+        A table for each cell, as they are finished, with a row for each of `COMPARED`: `experiment, method, image, variable`, and the
+        `largest` difference; infinite where only one is NaN. `shift` is the mean signed difference of g over the labels.
     """
-    by_cost = sorted(cells, key=lambda cell: -recorded_cells(runs)[cell])
     if workers == 1:
-        yield from (_compare(runs, cell) for cell in by_cost)
+        yield from (compare(runs, cell) for cell in cells)
         return
-    with ProcessPoolExecutor(workers or torch.get_num_threads(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for done in as_completed([pool.submit(_compare, runs, cell) for cell in by_cost]):
+    workers = min(len(cells), workers or torch.get_num_threads())
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for done in as_completed([pool.submit(compare, runs, cell) for cell in cells]):
             yield done.result()
 
 
-def _compare(runs: Runs, cell: Cell) -> pd.DataFrame:
+def compare(runs: Runs, cell: Cell) -> pd.DataFrame:
+    """One cell computed anew beside what is recorded; see `recompute`."""
     part = next(part for part in runs.experiments() if part.name == cell.experiment and cell.method in part.methods)
-    one = replace(part, methods={cell.method: part.methods[cell.method]}, only=(cell.image,))
-    live = runs.evaluate(one).sel({"method": cell.method, "image": cell.image})
-    kept = recorded.load_method(runs.profile, cell.experiment, cell.method).sel({"method": cell.method, "image": cell.image})
-    rows = []
-    for name in COMPARED:
-        if name in kept and name in live:
-            a, b = live[name].values.astype(np.float32), kept[name].values.astype(np.float32)
-            apart = np.where(np.isnan(a) & np.isnan(b), 0.0, np.nan_to_num(np.abs(a - b), nan=np.inf))
-            mean = float(live.insertion_auc.mean() - kept.insertion_auc.mean()) if name == "insertion_curve" else np.nan
-            rows.append([*astuple(cell), name, float(apart.max()), mean])
-    return pd.DataFrame(rows, columns=["experiment", "method", "image", "variable", "largest", "mean"])
+    method = part.methods[cell.method]
+    live = runs.evaluate(replace(part, methods={cell.method: method}, only=(cell.image,)))
+    kept = recorded.load_method(runs.profile, cell.experiment, cell.method).sel(image=[cell.image])
+    shift = float((live.insertion_auc - kept.insertion_auc).mean())
+    rows = [[*astuple(cell), name, difference(live[name], kept[name]), shift] for name in COMPARED if name in kept]
+    return pd.DataFrame(rows, columns=["experiment", "method", "image", "variable", "largest", "shift"])
 
 
-def spread(runs: Runs) -> dict[str, float]:
-    """Method -> the largest difference of a point of an insertion curve between two recorded seeds of the same cell.
+def difference(a: xr.DataArray, b: xr.DataArray) -> float:
+    """The largest absolute difference, both as float32; NaN equals NaN, and is infinitely far from any number."""
+    one, other = (values.transpose(*b.dims).values.astype(np.float32) for values in (a, b))
+    return float(np.where(np.isnan(one) & np.isnan(other), 0.0, np.nan_to_num(np.abs(one - other), nan=np.inf)).max(initial=0.0))
 
-    A processor that rounds differently gives masks that differ like another draw. So this is how far they may be off there.
+
+def tolerances(runs: Runs) -> dict[str, dict[str, float]]:
+    """Method -> variable -> the largest difference between two recorded seeds of the same cell, over the cells that have two.
+
+    Another processor rounds differently. A learned mask is then like another draw, and may be off by as much.
     """
-    found = {}
-    for name in ("second_seed", "second_seed_sweep"):
-        other = recorded.load(runs.profile, name)
-        first = recorded.load(runs.profile, "sweep" if name.endswith("sweep") else "table1_a")
+    found: dict[str, dict[str, float]] = {}
+    profile = runs.chosen.recorded or runs.profile
+    for again, first in SEEDS.items():
+        if not recorded.folder(profile).joinpath(again).is_dir():
+            continue
+        other, one = recorded.load(profile, again), recorded.load(profile, first)
         for method in other.method.values.tolist():
-            a, b = (each.insertion_curve.sel({"method": method, "image": other.image}) for each in (first, other))
-            found[method] = float(np.abs(a - b).max())
+            a, b = (each.sel({"method": [method], "image": other.image.values}) for each in (one, other))
+            found[method] = {name: difference(a[name], b[name]) for name in COMPARED if name in b and name in a}
     return found
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a sample of recomputed cells says.
+
+    Attributes:
+        n, wrong: cells, and how many of them differ by more than they may.
+        exact: whether equality was asked for.
+        share: the largest share of wrong cells of the whole study with which so few in the sample are not surprising (95 %).
+        shift, p_value: mean difference of g over the cells, and the exact sign-flip test of whether it is 0.
+    """
+
+    n: int
+    wrong: int
+    exact: bool
+    share: float
+    shift: float
+    p_value: float
+
+    def __str__(self) -> str:
+        what = "are equal" if self.exact else "agree within the spread of two seeds"
+        text = f"{self.n - self.wrong} of {self.n} recomputed cells {what}; "
+        text += f"then fewer than {self.share:.1%} of the recorded ones are wrong (95 %)."
+        if not self.exact:
+            text += f" Mean difference of g: {self.shift:+.4f}, p = {self.p_value:.2g}."
+        return text
+
+    @property
+    def passed(self) -> bool:
+        """No cell is wrong, and the differences do not lean to one side."""
+        return not self.wrong and (self.exact or not self.p_value < 0.01)
+
+
+def judge(found: pd.DataFrame, allowed: Mapping[str, Mapping[str, float]] | None) -> tuple[pd.DataFrame, Verdict]:
+    """Which rows of `recompute` differ by more than they may, and what that says.
+
+    Args:
+        found: the tables of all cells.
+        allowed: `tolerances`; None on the processor of the recording, where numbers are equal. Methods that are not in it learn nothing
+            and may differ by `ROUNDING`; other learned masks by the most that any learned mask may.
+
+    Returns:
+        The table with the columns `allowed` and `wrong`, and the verdict.
+    """
+    limits = []
+    for row in found.itertuples():
+        if allowed is None:
+            limits.append(0.0)
+        elif row.method in allowed:
+            limits.append(allowed[row.method].get(row.variable, 0.0))
+        elif row.method.startswith("Ours"):
+            limits.append(max((of.get(row.variable, 0.0) for of in allowed.values()), default=0.0))
+        else:
+            limits.append(ROUNDING)
+    table = found.assign(allowed=limits)
+    table["wrong"] = ~(table.largest <= table.allowed)
+    cells = table.groupby(["experiment", "method", "image"]).agg(wrong=("wrong", "any"), shift=("shift", "first"))
+    n, wrong = len(cells), int(cells.wrong.sum())
+    test = paired_comparison(cells["shift"], np.zeros(n))
+    return table, Verdict(n, wrong, allowed is None, largest_share_wrong(n, wrong), test.mean, test.p_value)
+
+
+def same_processor(runs: Runs, cells: Iterable[Cell]) -> bool:
+    """Whether cells were recorded on a processor and with versions like these, where equal work gives equal numbers."""
+    now = {name: values[0] for name, (_, values) in recorded.provenance(Random(), 0).items()}
+    kept = [recorded.load_method(runs.profile, cell.experiment, cell.method) for cell in cells]
+    return all(each[name].item() == now[name] for each in kept for name in ("processor", "versions"))
+
+
+def live_part(runs: Runs, name: str) -> pd.DataFrame:
+    """What this run computes of an experiment, beside what its tables show of the same images and labels.
+
+    Returns:
+        A row for each method: `method, images, composites`; the mean of g over the pairs that both have, `g shown` and `g live`; the
+        `largest` difference of g of a pair, and how large it may be, `allowed` (see `tolerances`).
+    """
+    live, shown, limits = runs.live(name), runs.result(name), tolerances(runs)
+    learned = max((of["insertion_auc"] for of in limits.values()), default=0.0)
+    rows = []
+    for part in runs.experiments():
+        for method, how in part.methods.items() if part.name == name else ():
+            one = live.insertion_auc.sel({"method": method}).dropna("image")
+            kept = shown.insertion_auc.sel({"method": method, "image": one.image})
+            spent = recorded.composites(how)
+            allowed = limits.get(method, {}).get("insertion_auc", learned if spent == spent else ROUNDING)
+            rows.append(
+                [method, one.sizes["image"], spent, float(kept.mean()), float(one.mean()), difference(one, kept), max(allowed, ROUNDING)]
+            )
+    columns = ["method", "images", "composites", "g shown", "g live", "largest", "allowed"]
+    return pd.DataFrame(rows, columns=columns)
