@@ -64,7 +64,7 @@ def with_maps(result: xr.Dataset, images: ImageSet) -> xr.Dataset:
             picture = torch.from_numpy(result.picture.transpose(*dims, "row", "column").values).float()
             heatmap = F.interpolate(picture.flatten(0, 1), tuple(size), mode="bilinear").view(mask.shape)
         if "map" in result:
-            logits = torch.from_numpy(result.map.transpose(*dims, "row", "column").values).float()
+            logits = torch.from_numpy(result["map"].transpose(*dims, "row", "column").values).float()
             mask = upsample(logits.sigmoid().flatten(0, 1), size[0] // logits.shape[-2]).view(mask.shape)
             heatmap = mask.where(~mask.isnan(), heatmap)
     return result.drop_vars(["map", "picture"], errors="ignore").assign(
