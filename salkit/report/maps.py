@@ -149,7 +149,7 @@ def two_labels(result: xr.Dataset, images: ImageSet, image: int = 0, paper: pd.D
     worst = {"ours": _worst(worked_example(result.isel(image=[image])))} | ({} if paper is None else {"paper": _worst(paper)})
     methods, names = one.method.values.tolist(), label_names(one)
     figure, axes = plt.subplots(
-        len(names), len(methods) + 1, figsize=(2.35 * (len(methods) + 1), 2.9 * len(names) + 0.5), squeeze=False, layout="constrained"
+        len(names), len(methods) + 1, figsize=(2.7 * (len(methods) + 1), 3.05 * len(names) + 0.5), squeeze=False, layout="constrained"
     )
     for axis in axes[1:, 0]:
         axis.set_axis_off()
@@ -188,7 +188,7 @@ def mosaics(result: xr.Dataset, images: Sequence[int] = (0, 1)) -> Figure:
         images: places of the mosaics to show.
     """
     names = result.method.values
-    figure = plt.figure(figsize=(4.4 * len(images) + 0.3, 2.35 * (len(names) + 1)), layout="constrained")
+    figure = plt.figure(figsize=(4.4 * len(images) + 0.3, 2.5 * (len(names) + 1)), layout="constrained")
     grid = figure.add_gridspec(len(names) + 1, 2 * len(images))
     for column, image in enumerate(images):
         one = result.isel(image=image)
@@ -230,7 +230,7 @@ def label_gallery(result: xr.Dataset, images: ImageSet, method: str = "Ours", im
     one = with_maps(result.sel({"method": [method]}).isel(image=[image]), images).isel(method=0, image=0)
     names, least = label_names(one), float(one.soundness.min())
     rows = -(-len(names) // columns)
-    figure = plt.figure(figsize=(1.7 * (columns + rows) + 0.6, 2.3 * rows + 0.3), layout="constrained")
+    figure = plt.figure(figsize=(1.7 * (columns + rows) + 0.6, 2.2 * rows + 0.3), layout="constrained")
     grid = figure.add_gridspec(rows, rows + columns)
     source = figure.add_subplot(grid[:, :rows])
     note = f"{method}\nbold: the net's prediction" + (f"\nframe: forged most, soundness {short(least)}" if least < 1 else "")
@@ -245,11 +245,11 @@ def label_gallery(result: xr.Dataset, images: ImageSet, method: str = "Ours", im
             height, width = pair.heatmap.shape
             axis.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, ec=FORGED, lw=4, clip_on=False))
     scale = plt.cm.ScalarMappable(plt.Normalize(*limits), "magma")
-    figure.colorbar(scale, ax=figure.axes, shrink=0.8, label="value of the map")
+    figure.colorbar(scale, ax=figure.axes, shrink=0.7, label="value of the map")
     return figure
 
 
-def contact_sheet(result: xr.Dataset, images: ImageSet, n_images: int = 4, columns: int = 10) -> Figure:
+def contact_sheet(result: xr.Dataset, images: ImageSet, n_images: int = 3, columns: int = 10) -> Figure:
     """All methods on a few images: the image first, then each method's map of the net's prediction, each on its own colour scale.
 
     Below a map is g of the prediction, and of masks the total variation and the area.
@@ -271,7 +271,7 @@ def contact_sheet(result: xr.Dataset, images: ImageSet, n_images: int = 4, colum
     methods = shown.method.values.tolist()
     bands = -(-(len(methods) + 1) // columns)
     columns = -(-(len(methods) + 1) // bands)
-    size = (1.25 * columns, 1.75 * bands * len(names))
+    size = (1.25 * columns, 2.05 * bands * len(names) + 0.3)
     figure, axes = plt.subplots(bands * len(names), columns, figsize=size, squeeze=False, layout="constrained")
     for i, name in enumerate(names):
         cells = axes[bands * i : bands * (i + 1)].flatten()
@@ -284,6 +284,7 @@ def contact_sheet(result: xr.Dataset, images: ImageSet, n_images: int = 4, colum
             about = _caption(f"g = {_number(float(pair.insertion_auc))}", pair)
             heat(axis, one.pixels.values, pair.heatmap.values, about, fontsize=8)
             axis.set_title(method.replace(" (", "\n(").replace(" and ", "\nand "), fontsize=8)
+    figure.supxlabel("maps of the net's prediction, each on its own scale from the 1st to the 99th percentile of its values", fontsize=10)
     return figure
 
 

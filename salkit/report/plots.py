@@ -40,6 +40,12 @@ def save_figure(figure: Figure, output_dir: str | Path, name: str) -> None:
         figure.savefig(folder / f"{name}.{suffix}")
 
 
+def _count(n: pd.Series) -> str:
+    """How many images: `n = 10`, or `n = 8 to 10`; without the rows that have none."""
+    some = n[n > 0]
+    return f"n = {some.min()}" if some.nunique() == 1 else f"n = {some.min()} to {some.max()}"
+
+
 def probability_curves(curves: xr.DataArray, prob: xr.DataArray) -> Figure:
     """Figure 3: mean probability of the best and of the second-best label against the share of kept pixels, one line per method.
 
@@ -102,6 +108,8 @@ def sweep(tables: Mapping[str, pd.DataFrame]) -> Figure:
     axes[0].set_ylim(0, 1)
     axes[1].set(yscale="log", ylim=(None, 1))
     axes[0].legend(frameon=False, loc="lower left")
+    n = pd.concat([table.n[table.metric.isin(["completeness", "soundness"])] for table in tables.values()])
+    figure.supxlabel(f"{_count(n)} images; bars: 95 % intervals", fontsize=10)
     return figure
 
 
@@ -144,105 +152,87 @@ def family(method: str) -> str:
 def _scatter(tables: Mapping[str, pd.DataFrame], x: str, xlabel: str) -> Figure:
     """Points with intervals and names for the methods that have the metric `x`, one panel per table; ours are drawn last."""
     figure, axes = plt.subplots(1, len(tables), figsize=(max(8.5, 6.2 * len(tables)), 6), squeeze=False, sharey=True, layout="constrained")
-    kinds: list[str] = []
-    shown_paper = False
-    named = []
-    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
-        points, names, colors, lines = [], [], [], []
-        for method in sorted(table.method.unique(), key=lambda name: (family(name) == "our settings", name == "Ours")):
-            at = table[table.method == method].set_index("metric")
-            if not {x, "soundness"} <= set(at.index) or at.loc[[x, "soundness"]].n.min() == 0:
-                continue
-            across, up = at.loc[x], at.loc["soundness"]
+    wide = {title: table.pivot(index="method", columns="metric") for title, table in tables.items()}
+    kinds: set[str] = set()
+    paper = False
+    for axis, (title, rows) in zip(axes[0], wide.items(), strict=True):
+        lines: list[tuple[tuple[float, float], tuple[float, float]]] = []
+        rows = rows[(rows["n"][[x, "soundness"]] > 0).all(axis=1)]
+        for method in sorted(rows.index, key=lambda name: (family(name) == "our settings", name == "Ours")):
+            across, up = (rows.loc[method].unstack()[metric] for metric in (x, "soundness"))
             marker, color = FAMILIES[family(method)]
-            kinds.append(family(method))
-            errors = [[[row.ours - row.low], [row.high - row.ours]] for row in (up, across)]
-            bars = {"lw": 1, "ls": "none", "alpha": 0.3, "zorder": 1}
-            axis.errorbar(across.ours, up.ours, *errors, color=color, **bars)
-            axis.plot(across.ours, up.ours, marker, color=color, ms=12 if method == "Ours" else 8, mec="white", zorder=4, label=method)
+            kinds.add(family(method))
             lines += [((across.low, up.ours), (across.high, up.ours)), ((across.ours, up.low), (across.ours, up.high))]
+            for ends in lines[-2:]:
+                axis.plot(*zip(*ends, strict=True), color=color, lw=1, alpha=0.3, zorder=1)
+            axis.plot(across.ours, up.ours, marker, color=color, ms=12 if method == "Ours" else 8, mec="white", zorder=4, label=method)
             if across.paper == across.paper and up.paper == up.paper:
-                shown_paper = True
+                paper = True
                 axis.plot(across.paper, up.paper, marker, mfc="white", mec=color, ms=6, zorder=2)
                 arrow = {"arrowstyle": "->", "color": color, "lw": 1, "alpha": 0.7, "shrinkA": 4, "shrinkB": 6}
                 axis.annotate("", (across.ours, up.ours), (across.paper, up.paper), arrowprops=arrow, zorder=2)
-                lines += 2 * [((across.paper, up.paper), (across.ours, up.ours))]
-            points.append((across.ours, up.ours))
-            names.append(method)
-            colors.append(color)
-        n = table[table.metric.isin([x, "soundness"]) & (table.n > 0)].groupby("metric").n.max()
-        count = (
-            f"n = {n.max()} images"
-            if n.nunique() == 1
-            else f"n = {n[x]} images for {xlabel.split(' (')[0]}, {n['soundness']} for soundness"
-        )
-        axis.set(xlabel=xlabel, title=f"{title}\n{count}".strip())
+                lines.append(((across.paper, up.paper), (across.ours, up.ours)))
+        n, n_sound = _count(rows["n"][x]), _count(rows["n"]["soundness"])
+        counts = f"{n} images" if n == n_sound else f"{xlabel.split(' (')[0]}: {n} images; soundness: {n_sound}"
+        axis.set(xlabel=xlabel, title=f"{title}\n{counts}".strip())
         axis.margins(0.07, 0.12)
-        named.append((axis, points, names, colors, lines))
+        wide[title] = (rows["ours"][[x, "soundness"]], lines)
     axes[0, 0].set_ylabel("worst-case soundness")
-    for kind in dict.fromkeys(kinds):
-        marker, color = FAMILIES[kind]
-        axes[0, 0].plot([], [], marker, color=color, ms=8, mec="white", label=f"_{kind}")
-    _legend(figure, [kind for kind in FAMILIES if kind in kinds], shown_paper)
+    _legend(figure, [kind for kind in FAMILIES if kind in kinds], paper)
     figure.draw_without_rendering()
-    for axis, *what in named:
-        _name_points(axis, *what)
+    for axis, (points, lines) in zip(axes[0], wide.values(), strict=True):
+        _name_points(axis, points, lines)
     return figure
 
 
 def _legend(figure: Figure, kinds: Sequence[str], paper: bool) -> None:
     """Below the panels: what the markers are."""
-    handles = [plt.Line2D([], [], ls="none", marker=FAMILIES[kind][0], color=FAMILIES[kind][1], ms=8, mec="white") for kind in kinds]
-    names = list(kinds)
+    looks: dict[str, dict[str, Any]] = {kind: {"marker": FAMILIES[kind][0], "color": FAMILIES[kind][1], "mec": "white"} for kind in kinds}
     if paper:
-        handles.append(plt.Line2D([], [], ls="none", marker="o", mfc="white", mec="0.3", ms=6))
-        names.append("hollow: the paper's value, with an arrow to ours")
-    handles.append(plt.Line2D([], [], color="0.3", lw=1, alpha=0.4))
-    figure.legend(handles, [*names, "95 % interval"], frameon=False, loc="outside lower center", ncols=5, fontsize=10)
+        looks["hollow: the paper's value, with an arrow to ours"] = {"marker": "o", "mfc": "white", "mec": "0.3"}
+    handles = [plt.Line2D([], [], ls="none", ms=8, label=name, **look) for name, look in looks.items()]
+    bar = plt.Line2D([], [], color="0.3", lw=1, alpha=0.4, label="95 % interval")
+    figure.legend(handles=[*handles, bar], frameon=False, loc="outside lower center", ncols=5, fontsize=10)
 
 
-def _name_points(
-    axis: Axes,
-    points: Sequence[tuple[float, float]],
-    names: Sequence[str],
-    colors: Sequence[Any],
-    lines: Sequence[tuple[tuple[float, float], tuple[float, float]]] = (),
-) -> None:
-    """Write names beside points: at distances of 1 to 9 letters, where they cover no other name and as few points and lines as can be.
+def _name_points(axis: Axes, points: pd.DataFrame, lines: Sequence[tuple[tuple[float, float], tuple[float, float]]]) -> None:
+    """Write names beside points, where they cover no other name and as few points and lines as can be.
 
-    The axis must have its final size (`figure.draw_without_rendering()`). Crowded points are named first.
+    The axis must have its final size (`figure.draw_without_rendering()`). Each name is tried at 8 distances in 24 directions; crowded
+    points come first.
+
+    Args:
+        axis: with the points drawn.
+        points: names as index, two columns x and y.
+        lines: what names had better not cross, each from (x, y) to (x, y).
     """
-    figure = axis.figure
-    pixel, place = figure.dpi / 72, axis.transData.transform
-    at = place(np.array(points, float))
-    segments = [place(np.array(line, float)) for line in lines if np.isfinite(line).all()]
-    crossed = [a + (b - a) * np.linspace(0, 1, 60)[:, None] for a, b in segments]
-    along = np.concatenate(crossed) if crossed else np.zeros((0, 2))
+    axis.autoscale(False)  # what is written must not move what is drawn
+    scale, to_data = axis.figure.dpi / 72, axis.transData.inverted()
+    at = axis.transData.transform(points.to_numpy(float))
+    ends = [axis.transData.transform(line) for line in lines if np.isfinite(line).all()]
+    along = np.concatenate([np.empty((0, 2)), *(a + (b - a) * np.linspace(0, 1, 60)[:, None] for a, b in ends)])
     frame, taken = axis.get_window_extent(), []
-    crowd = [np.sort(np.hypot(*(at - point).T))[:3].sum() for point in at]
-    for i in np.argsort(crowd):
-        text = axis.text(*points[i], names[i], color=colors[i], fontsize=10, zorder=5, weight="bold" if names[i] == "Ours" else "normal")
-        size = text.get_window_extent()
-        width, height = size.width, size.height
-        best = (np.inf, 0.0, 0.0)
-        for radius in (8, 13, 20, 30, 42, 56, 72, 90):
-            for angle in np.arange(0, 2 * np.pi, np.pi / 12):
-                x, y = at[i] + radius * pixel * np.array([np.cos(angle), np.sin(angle)])
-                x, y = x - width * (1 - np.cos(angle)) / 2, y - height * (1 - np.sin(angle)) / 2
-                box = np.array([x - 2, y - 2, x + width + 2, y + height + 2])
-                inside = [((p > box[:2]) & (p < box[2:])).all(1).sum() for p in (at, along)]
-                over = sum(bool((box[:2] < t[2:]).all() and (t[:2] < box[2:]).all()) for t in taken)
-                out = box[0] < frame.x0 or box[1] < frame.y0 or box[2] > frame.x1 or box[3] > frame.y1
-                cost = 1000 * over + 1000 * out + 60 * inside[0] + 2 * inside[1] + radius / 4
-                if cost < best[0]:
-                    best = (cost, x, y)
-        _, x, y = best
-        taken.append(np.array([x - 2, y - 2, x + width + 2, y + height + 2]))
-        text.set_position(axis.transData.inverted().transform((x, y)))
-        nearest = np.clip(at[i], (x, y), (x + width, y + height))
-        if np.hypot(*(nearest - at[i])) > 15 * pixel:
-            ends = axis.transData.inverted().transform([nearest, at[i]])
-            axis.plot(*ends.T, color="0.5", lw=0.7, ls=":", zorder=3)
+    crowded = [np.sort(np.hypot(*(at - point).T))[:3].sum() for point in at]
+    directions = [np.array([np.cos(angle), np.sin(angle)]) for angle in np.arange(0, 2 * np.pi, np.pi / 12)]
+    for i in np.argsort(crowded):
+        name, color = points.index[i], FAMILIES[family(points.index[i])][1]
+        text = axis.text(0, 0, name, color=color, fontsize=10, zorder=5, weight="bold" if name == "Ours" else "normal", va="bottom")
+        size = np.array([text.get_window_extent().width, text.get_window_extent().height])
+        tried = []
+        for distance in (8, 13, 20, 30, 42, 56, 72, 90):
+            for direction in directions:
+                corner = at[i] + distance * scale * direction - size * (1 - direction) / 2
+                low, high = corner - 2, corner + size + 2
+                on_names = sum(bool((low < other[1]).all() and (other[0] < high).all()) for other in taken)
+                outside = bool((low < frame.min).any() or (high > frame.max).any())
+                on_points, on_lines = (int(((p > low) & (p < high)).all(1).sum()) for p in (at, along))
+                tried.append((1000 * (on_names + outside) + 60 * on_points + 2 * on_lines + distance / 4, *corner))
+        corner = np.array(min(tried)[1:])
+        taken.append((corner - 2, corner + size + 2))
+        text.set_position(to_data.transform(corner))
+        nearest = at[i].clip(corner, corner + size)
+        if np.hypot(*(nearest - at[i])) > 15 * scale:
+            axis.plot(*to_data.transform([nearest, at[i]]).T, color="0.5", lw=0.7, ls=":", zorder=3)
 
 
 def forest(table: pd.DataFrame, metrics: Sequence[str] = ("completeness", "soundness", "insertion", "deletion")) -> Figure:
@@ -270,9 +260,7 @@ def forest(table: pd.DataFrame, metrics: Sequence[str] = ("completeness", "sound
             axis.plot(row.paper, y, "D", mfc="none", mec="0.2", ms=6)
             if "ties" in rows and isinstance(row.ties, str):
                 axis.text(1.02, y, row.ties, transform=axis.get_yaxis_transform(), va="center", fontsize=9, color="0.3")
-        n = rows.n[rows.n > 0]
-        count = f"n = {n.max()}" if n.nunique() == 1 else f"n = {n.min()} to {n.max()}"
-        axis.set(title=f"{metric.replace('_', ' ')}\n{count}")
+        axis.set(title=f"{metric.replace('_', ' ')}\n{_count(rows.n)}")
         axis.tick_params(left=False)
     axes[0, 0].set_yticks(range(len(methods)), methods, fontsize=10)
     axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
@@ -355,8 +343,7 @@ def scores_against_composites(table: pd.DataFrame, marked: Mapping[float, str] |
             axis.text(spent, 1.01, f"{spent:,.0f}\n{what}", **above)
         axis.set(xscale="log", xlabel="composites spent on a pair")
         axis.xaxis.set(major_formatter=FuncFormatter(lambda value, _: f"{value:,.0f}"), minor_formatter=NullFormatter())
-        n = table[table.score == score].n
-        axis.set_title(f"{score}, n = {n.max() if n.nunique() == 1 else f'{n.min()} to {n.max()}'}", fontsize=12, pad=32)
+        axis.set_title(f"{score}, {_count(table.n[table.score == score])}", fontsize=12, pad=32)
     if len(schedules) > 1:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=len(schedules))
     return figure
