@@ -101,7 +101,7 @@ def true_and_wrong_label(result: xr.Dataset, images: ImageSet, methods: Sequence
     surest = result.prob.isel(label=xr.DataArray(true, dims="image")).values.argsort()[::-1][:n_images]
     shown = with_maps(result.sel({"method": list(methods)}).isel(image=surest), images)
     columns = 1 + 2 * len(methods)
-    figure = plt.figure(figsize=(2.15 * columns, 2.95 * len(surest) + 0.5), layout="constrained")
+    figure = plt.figure(figsize=(2.15 * columns, 2.7 * len(surest) + 0.4), layout="constrained")
     axes = figure.subplots(len(surest), columns, squeeze=False)
     for row, i in zip(axes, range(len(surest)), strict=True):
         one, right = shown.isel(image=i), true[surest[i]]
@@ -306,9 +306,10 @@ def randomised_maps(result: xr.Dataset, mode: str = "cascading") -> Figure:
 def heat(
     axis: Axes, pixels: np.ndarray, heatmap: np.ndarray, caption: str = "", limits: tuple[float, float] | None = None, fontsize: float = 9
 ) -> None:
-    """A heatmap `(H, W)` over its image `(H, W, 3)` in gray, from dark to bright between `limits`.
+    """A heatmap `(H, W)` over its image `(H, W, 3)` in gray: from dark to bright between the 1st and 99th percentile of its values.
 
-    Without limits these are the 1st and the 99th percentile of its values. A map that was not kept (NaN) leaves the image in gray.
+    With `limits` it is drawn between them, and hides the image so that its colours can be read off a scale. A map that was not kept (NaN)
+    leaves the image in gray.
     """
     axis.imshow(pixels.mean(-1), cmap="gray", vmin=0, vmax=1)
     if np.isnan(heatmap).any():
@@ -317,7 +318,7 @@ def heat(
     heatmap = heatmap.astype(np.float64)
     low, high = np.percentile(heatmap, [1, 99]) if limits is None else limits
     scaled = (heatmap - low) / ((high - low) or 1.0)
-    _show(axis, scaled, caption, fontsize=fontsize, cmap="magma", alpha=0.65, vmin=0, vmax=1)
+    _show(axis, scaled, caption, fontsize=fontsize, cmap="magma", alpha=0.65 if limits is None else 1, vmin=0, vmax=1)
 
 
 def _show(axis: Axes, image: np.ndarray, caption: str, *, fontsize: float = 9, **look: Any) -> None:

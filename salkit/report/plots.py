@@ -281,16 +281,15 @@ def g_against_f(result: xr.Dataset, methods: Sequence[str]) -> Figure:
     """Equation 1 as a picture: g against f on logarithmic axes, where completeness and soundness are 1, 0.5 and 0.1, a panel a method.
 
     Above the white band a label is proved beyond what the net believes (soundness falls with each border), below it too little
-    (completeness falls). The thresholds bend the borders. Points are (image, label) pairs; what is smaller than an axis begins is drawn
-    at its edge.
+    (completeness falls). The thresholds bend the borders. Points are (image, label) pairs; f below 1e-8 and g below 1e-5 are drawn there.
 
     Args:
         result: an evaluation; its thresholds are those of its attributes `eps_completeness` and `eps_soundness` (Section 6's by default).
         methods: the panels.
     """
     eps = {name: float(result.attrs.get(f"eps_{name}", default)) for name, default in (("completeness", 0.01), ("soundness", 0.001))}
-    lowest = float(np.clip(result.prob.where(result.prob > 0).min(), 1e-8, 1e-4))
-    f = np.geomspace(10 ** np.floor(np.log10(lowest)), 1, 601)
+    lowest = 10 ** np.floor(np.log10(float(result.prob.where(result.prob > 1e-8).min())))
+    f = np.geomspace(min(lowest, 1e-4) / 100, 1, 601)  # room for the words at the left
     g = np.geomspace(1e-5, 1, 501)
     grid = [xr.DataArray(values, dims=("g", "f")) for values in np.meshgrid(g, f, indexing="ij")]
     fields = {"soundness": soundness(*grid, eps["soundness"]), "completeness": completeness(*grid, eps["completeness"])}
@@ -303,7 +302,7 @@ def g_against_f(result: xr.Dataset, methods: Sequence[str]) -> Figure:
             axis.contour(f, g, field, [*LEVELS[:-1], 1 - 1e-6], colors="white", linewidths=1, zorder=1)
         auc = result.insertion_auc.sel({"method": method}).transpose("image", "label")
         prob = result.prob.transpose("image", "label")
-        x, y = prob.values.clip(f[0], 1), auc.values.clip(g[0], 1)
+        x, y = prob.values.clip(1e-8, 1), auc.values.clip(g[0], 1)
         predicted = np.arange(prob.sizes["label"]) == result.prediction.values[:, None]
         counts = ~np.isnan(y)
         look: dict[str, Any] = {"zorder": 3, "clip_on": False, "ls": "none", "mec": "white"}
@@ -313,7 +312,7 @@ def g_against_f(result: xr.Dataset, methods: Sequence[str]) -> Figure:
         axis.set_title(f"{method}\n{counts.any(1).sum()} images, {counts.sum()} pairs", fontsize=12)
         say: dict[str, Any] = {"fontsize": 9, "color": "black", "zorder": 2}
         for level in LEVELS:
-            axis.text(f[0] * 2.5, eps["soundness"] / level * 1.06, f"soundness {level:g}", va="bottom", **say)
+            axis.text(f[0] * 1.5, eps["soundness"] / level * 1.06, f"soundness {level:g}", va="bottom", **say)
             border = eps["completeness"] / level * 0.97
             axis.text(border, g[0] * 1.3, f"completeness {level:g}", rotation=90, ha="right", va="bottom", **say)
     axes[0, 0].set_ylabel("g: area under the insertion curve")

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from salkit.masking import total_variation
 from salkit.report import maps
 from salkit.scores import soundness
+from salkit.studies import recorded as store
 
 KEPT = ("method", "image", "label", "row", "column")
 
@@ -37,6 +38,17 @@ def test_recorded_maps_are_brought_to_the_size_of_the_images(recorded, images):
     assert shown.total_variation[1].isnull().all()
     np.testing.assert_allclose(shown.pixels.sel(image="a"), images.pixels()[4], atol=1e-6)
     assert {"map", "picture"}.isdisjoint(shown)
+
+
+def test_pictures_of_recorded_files_stay_with_their_images(result, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("SALKIT_DATA", str(tmp_path))
+    picture = np.arange(2 * 3 * 16, dtype=np.int8).reshape(1, 2, 3, 4, 4)
+    one = result.isel(method=[0]).drop_vars(["heatmap", "pixels"])
+    store.save("overnight", "table", one.assign(picture=(("method", "pictured", "label", "row", "column"), picture)))
+    found = store.load("overnight", "table").isel(image=[2, 1])
+    np.testing.assert_array_equal(found.picture.sel({"method": "0", "image": "b"}), picture[0, 1])
+    assert found.picture.sel(image="c").isnull().all()
+    assert maps.with_maps(found, images).heatmap.sel(image="b").notnull().all()
 
 
 def test_live_maps_are_taken_as_they_are_and_only_masks_have_a_total_variation(result, images):
