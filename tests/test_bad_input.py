@@ -31,7 +31,7 @@ from salkit.models.zoo import cifar10_net
 from salkit.report.runner import reproduce
 from salkit.saliency_metric import choose_alpha, saliency_metric
 from salkit.scores import Protocol, completeness, soundness, worst_case
-from salkit.statistics import bootstrap_interval, paired_comparison
+from salkit.statistics import mean_interval, paired_comparison
 from salkit.studies import costs, profiles, theory
 from salkit.studies.runs import Runs
 from salkit.studies.sanity import layer_randomisation
@@ -187,8 +187,8 @@ TABLE = [
     (lambda k: theory.certifies([1, 2], [1, 0], 1), ValueError, r"mask: expected bool \(2,\), got int64"),
     (lambda k: theory.simulate([1, 2], [1], n_trials=0.5), ValueError, "n_trials: expected an integer >= 1, got 0.5"),
     (lambda k: theory.toy_terms("9", 0.5), ValueError, "d: expected an integer >= 1, got '9'"),
-    *each((0.0, 1.0, 95, "95%"), lambda k, v: bootstrap_interval([0, 1], v), "confidence: expected a number between 0 and 1"),
-    (lambda k: bootstrap_interval([[0.1], [0.2]]), ValueError, r"values: expected shape \(N,\), one number an image, got \(2, 1\)"),
+    *each((0.0, 1.0, 95, "95%"), lambda k, v: mean_interval([0, 1], v), "confidence: expected a number between 0 and 1"),
+    (lambda k: mean_interval([[0.1], [0.2]]), ValueError, r"values: expected shape \(N,\), one number an image, got \(2, 1\)"),
     (lambda k: paired_comparison([0.1, 0.2], [0.1]), ValueError, r"b: expected the shape of a, \(2,\), got \(1,\)"),
     (lambda k: image_set(images=IMAGES.numpy()), TypeError, "images: expected a torch.Tensor, got ndarray"),
     (lambda k: image_set(labels=[0, 1]), TypeError, "labels: expected a torch.Tensor, got list"),

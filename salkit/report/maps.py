@@ -19,6 +19,7 @@ from salkit.data.images import ImageSet
 from salkit.masking import rank_pixels, total_variation, upsample
 from salkit.report.tables import worked_example
 from salkit.statistics import short
+from salkit.studies.sanity import is_no_map
 
 FRAME = "#56B4E9"
 FORGED = "#D55E00"
@@ -289,16 +290,26 @@ def contact_sheet(result: xr.Dataset, images: ImageSet, n_images: int = 3, colum
 
 
 def randomised_maps(result: xr.Dataset, mode: str = "cascading") -> Figure:
-    """The maps of one image: the trained net's on the left, then with ever more stages randomised; a row a method."""
+    """The maps of one image, a row a method: the trained net's with two seeds, then with ever more stages randomised.
+
+    The number below a map is its rank correlation with the first of its row. A constant map is no map and is written so.
+    """
     stages, methods = result.stage.values, result.method.values
-    size = (1.6 * (len(stages) + 1), 1.75 * len(methods))
-    figure, axes = plt.subplots(len(methods), len(stages) + 1, figsize=size, squeeze=False, layout="constrained")
+    titles = ["trained", "trained,\nanother seed", *(f"to {stage}" for stage in stages)]
+    size = (1.6 * len(titles), 1.95 * len(methods))
+    figure, axes = plt.subplots(len(methods), len(titles), figsize=size, squeeze=False, layout="constrained")
+    first = result.isel(image=0)
     for row, method in zip(axes, methods, strict=True):
-        heat(row[0], result.pixels.values, result.original.sel({"method": method}).values)
+        own = first.sel({"method": method, "mode": mode})
+        numbers = [np.nan, own.spearman_control, *own.spearman]
+        for axis, heatmap, number in zip(row, [own.original, own.control, *own.heatmap], numbers, strict=True):
+            if is_no_map(heatmap.values):
+                _show(axis, result.pixels.values.mean(-1), "", cmap="gray", vmin=0, vmax=1, alpha=0.35)
+                axis.text(0.5, 0.5, "no map", ha="center", va="center", fontsize=11, transform=axis.transAxes)
+            else:
+                heat(axis, result.pixels.values, heatmap.values, "" if np.isnan(number) else f"{round(float(number), 2) + 0:.2f}")
         row[0].set_ylabel(method, fontsize=10)
-        for axis, stage in zip(row[1:], stages, strict=True):
-            heat(axis, result.pixels.values, result.heatmap.sel({"method": method, "stage": stage, "mode": mode}).values)
-    for axis, title in zip(axes[0], ["trained", *(f"to {stage}" for stage in stages)], strict=True):
+    for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
     return figure
 
@@ -315,6 +326,8 @@ def heat(
     if np.isnan(heatmap).any():
         _show(axis, np.zeros((*pixels.shape[:2], 4)), f"{caption}\n(map not kept)", fontsize=fontsize)
         return
+    if is_no_map(heatmap):
+        caption = f"{caption}\n(constant: no map)"
     heatmap = heatmap.astype(np.float64)
     low, high = np.percentile(heatmap, [1, 99]) if limits is None else limits
     scaled = (heatmap - low) / ((high - low) or 1.0)

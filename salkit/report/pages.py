@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
 import torch
 
 from salkit.models.classifier import resolve_device
+from salkit.report.expected import read_outcomes
 from salkit.report.progress import minutes
 from salkit.statistics import short
 
@@ -20,29 +22,31 @@ MAIN_TABLES = ("table1", "table1_claims", "protocol_cells", "table2", "table2_cl
 """These come first and open; the others are a click away."""
 
 CAPTIONS = {
-    "figure1_masks": "Figure 1. Masks for a wrong label (f near 0) reach a large g: the net can be made to see what is not there.",
-    "figure2_two_labels": "Figure 2. One image, its two best classes, three methods. One map for both labels leaves the second unproved.",
+    "figure1_masks": "Figure 1. Images under masks for the net's label and a wrong one. A small f, a large g: it sees what is not there.",
+    "figure2_two_labels": "Figure 2. One image, its two best classes, three methods. Does a map that ignores the label prove both?",
     "figure3_curves": "Figure 3. Probability of the best and of the second-best label as pixels are shown, for each weight of TV.",
     "figure4_left": "Figure 4, left. Upper right is best; hollow symbols are the paper's values.",
-    "figure4_right": "Figure 4, right. A method with one map for all labels explains only the predicted label: little best effort.",
+    "figure4_right": "Figure 4, right. Best effort: does a method also explain labels other than the predicted one?",
     "figure4_label_dependence": "Soundness against label dependence. Near 1: the same map for every label, so high soundness means little.",
     "masker_learning_curves": "Maskers in training: good masks are small, keep the true label's probability and take it away when removed.",
     "masker_shipped_curves": "The same for the maskers that are shipped, on 80 held-out images.",
     "sanity_similarity": "Layer randomisation: a map that explains the net changes when the net's weights are randomised.",
     "sanity_maps": "The maps of one image as more and more stages, from the output on, are randomised.",
-    "protocol_distances": "Mean distance of each protocol's worst cases from the paper's columns; in a boxed cell no number is excluded.",
+    "protocol_distances": "How far each protocol's worst cases are from the paper's columns; blue ones cannot be told from the closest.",
+    "protocol_effects": "What each choice changes by itself: thresholds, softmax, loss and rule.",
+    "released_bounds": "What the authors' released areas allow over every f: beyond the shaded area nothing can be attained.",
     "passes_to_quality": "Scores against the composites spent on a pair, for the published and the fast schedule.",
     "passes_to_quality_live": "The same for this run, at its profile's size.",
     "gallery_labels": "The map of every label of one image; the net's label in bold. A sound method has little to show for the others.",
     "table2_sweep": "Table 2 as a picture: completeness and soundness against the weight of TV. Soundness has a logarithmic axis.",
-    "theory_success": "Theorem 5.1. Completeness does not depend on d, soundness needs longer intervals as d grows; dashed, the theorem.",
-    "theory_collapse": "Success depends on length times squared margin.",
-    "theory_shares": "Share of certifying intervals on one shuffle: none certifies the wrong label at the theorem's length.",
-    "theory_contrast": "Unconstrained masks certify the wrong label at almost any size, intervals only up to a length below the theorem's.",
-    "theory_counterexamples": "Without bounded terms the theorem's lengths do not suffice; lines are closed forms.",
-    "theory_concentration": "From one active coordinate to all of them: lengths for B = 1 hold only where the terms are spread out.",
+    "theory_success": "Theorem 5.1. Share of shuffles in which each part holds, against length, for several d; dashed, the theorem.",
+    "theory_collapse": "The same against length times squared margin, for several margins. Do the lines coincide?",
+    "theory_shares": "Share of the intervals of one shuffle that certify the label and the wrong label; dashed, dotted: the theorem.",
+    "theory_contrast": "How strongly the best mask and the best interval of each size support the wrong label; above 0 they certify it.",
+    "theory_counterexamples": "Inputs whose terms are not bounded: each part against the interval's length; lines are closed forms.",
+    "theory_concentration": "From one active coordinate to all of them: each part at the lengths for B = 1 and at those for the true B.",
 }
-"""What to see in each figure."""
+"""What each figure draws. A caption states no result: the numbers of a run decide that."""
 
 TEXT = {"method": str, "reference": str}
 """Columns whose values may look like numbers."""
@@ -50,13 +54,16 @@ TEXT = {"method": str, "reference": str}
 TEMPLATES = Path(__file__).parent
 
 
-def write_index(output: Path, profile: str, finished: Sequence[tuple[str, float, bool]] = ()) -> Path:
-    """Write `output/index.html`, with every notebook, table and figure under `output`.
+def write_index(
+    output: Path, profile: str, finished: Sequence[tuple[str, float, bool]] = (), settings: Mapping[str, Any] | None = None
+) -> Path:
+    """Write `output/index.html`: the failed checks, then every notebook, table and figure under `output`.
 
     Args:
         output: the run's folder.
         profile: named in the title.
         finished: name, seconds and success of the notebooks that ran now; the others ran earlier.
+        settings: those that are not the profile's, for which no numbers are recorded.
     """
     device = resolve_device()
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
@@ -73,6 +80,8 @@ def write_index(output: Path, profile: str, finished: Sequence[tuple[str, float,
             notebooks=sorted(path.stem for path in (output / "notebooks").glob("*.ipynb")),
             pages={path.stem for path in (output / "html").glob("*.html")},
             finished={name: (minutes(seconds), ok) for name, seconds, ok in finished},
+            checks=read_outcomes(output),
+            settings=", ".join(f"{name} = {value}" for name, value in (settings or {}).items()),
             tables={name: pd.read_csv(output / "tables" / f"{name}.csv", dtype=TEXT).to_html(**html) for name in names},
             main_tables=MAIN_TABLES,
             figures={path.stem: CAPTIONS.get(path.stem, path.stem) for path in sorted((output / "figures").glob("*.png"))},

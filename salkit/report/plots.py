@@ -211,7 +211,8 @@ def _name_points(axis: Axes, points: pd.DataFrame, lines: Sequence[tuple[tuple[f
     at = axis.transData.transform(points.to_numpy(float))
     ends = [axis.transData.transform(line) for line in lines if np.isfinite(line).all()]
     along = np.concatenate([np.empty((0, 2)), *(a + (b - a) * np.linspace(0, 1, 60)[:, None] for a, b in ends)])
-    frame, taken = axis.get_window_extent(), []
+    frame = axis.get_window_extent()
+    taken: list[tuple[np.ndarray, np.ndarray]] = []
     crowded = [np.sort(np.hypot(*(at - point).T))[:3].sum() for point in at]
     directions = [np.array([np.cos(angle), np.sin(angle)]) for angle in np.arange(0, 2 * np.pi, np.pi / 12)]
     for i in np.argsort(crowded):
@@ -229,7 +230,7 @@ def _name_points(axis: Axes, points: pd.DataFrame, lines: Sequence[tuple[tuple[f
                 tried.append((1000 * (on_names + outside) + 60 * on_points + 2 * on_lines + distance / 4, *corner))
         corner = np.array(min(tried)[1:])
         taken.append((corner - 2, corner + size + 2))
-        text.set_position(to_data.transform(corner))
+        text.set_position(tuple(to_data.transform(corner)))
         nearest = at[i].clip(corner, corner + size)
         if np.hypot(*(nearest - at[i])) > 15 * scale:
             axis.plot(*to_data.transform([nearest, at[i]]).T, color="0.5", lw=0.7, ls=":", zorder=3)
@@ -266,7 +267,7 @@ def forest(table: pd.DataFrame, metrics: Sequence[str] = ("completeness", "sound
     axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
     handles = [plt.Line2D([], [], ls="none", marker="D", mfc="none", mec="0.2"), plt.Line2D([], [], color="0.3", lw=2, alpha=0.5)]
     names = ["the paper's value", "ours with its 95 % interval"]
-    if "ties" in table:
+    if "ties" in table and table.ties.fillna("").any():
         handles.append(plt.Line2D([], [], ls="none"))
         names.append("letters: methods that share one are not told apart")
     figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=3, fontsize=10)
@@ -291,8 +292,8 @@ def g_against_f(result: xr.Dataset, methods: Sequence[str]) -> Figure:
     lowest = 10 ** np.floor(np.log10(float(result.prob.where(result.prob > 1e-8).min())))
     f = np.geomspace(min(lowest, 1e-4) / 100, 1, 601)  # room for the words at the left
     g = np.geomspace(1e-5, 1, 501)
-    grid = [xr.DataArray(values, dims=("g", "f")) for values in np.meshgrid(g, f, indexing="ij")]
-    fields = {"soundness": soundness(*grid, eps["soundness"]), "completeness": completeness(*grid, eps["completeness"])}
+    area, whole = (xr.DataArray(values, dims=("g", "f")) for values in np.meshgrid(g, f, indexing="ij"))
+    fields = {"soundness": soundness(area, whole, eps["soundness"]), "completeness": completeness(area, whole, eps["completeness"])}
     shades = {"soundness": sns.light_palette(PALETTE[0], 6)[1:4][::-1], "completeness": sns.light_palette(PALETTE[1], 6)[1:4][::-1]}
     figure, axes = plt.subplots(1, len(methods), figsize=(4.6 * len(methods), 4.9), squeeze=False, sharey=True, layout="constrained")
     for axis, method in zip(axes[0], methods, strict=True):
@@ -368,48 +369,44 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
 
 
 def randomisation(result: xr.Dataset) -> Figure:
-    """Mean similarity of maps before and after layers are randomised: one row per mode, one panel per measure, one line per method."""
+    """Similarity to the trained net's maps after layers are randomised: one row per mode, one panel per measure, one line per method.
+
+    Lines are means over the images that have a map, bands reach from the lowest to the highest image. They start at the control: the
+    trained net's maps with another seed. The last panel counts the images on which a map is none.
+    """
     titles = {"spearman": "Spearman", "spearman_absolute": "Spearman of |map|", "ssim": "SSIM", "hog": "HOG"}
-    modes = result["mode"].values
-    figure, axes = plt.subplots(len(modes), len(titles), figsize=(13, 3.2 * len(modes)), sharey=True, squeeze=False, layout="constrained")
+    modes, methods = result["mode"].values, result.method.values
+    ticks = ["another seed", *result.stage.values]
+    bottom = min(-0.4, *(float(result[measure].fillna(0).min()) - 0.05 for measure in titles))
+    size = (3.1 * (len(titles) + 1), 3.4 * len(modes))
+    figure, axes = plt.subplots(len(modes), len(titles) + 1, figsize=size, squeeze=False, layout="constrained")
     for row, mode in zip(axes, modes, strict=True):
-        for axis, (measure, title) in zip(row, titles.items(), strict=True):
-            values = result[measure].sel({"mode": mode}).mean("image")
-            for i, method in enumerate(result.method.values):
-                axis.plot(values.sel({"method": method}), color=PALETTE[i], marker=MARKERS[i], label=method)
+        for axis, (measure, title) in zip(row, titles.items(), strict=False):
+            for i, method in enumerate(methods):
+                values = _from_control(result, measure, mode, method)
+                look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "ms": 6, "label": method}
+                axis.plot(values.mean("image"), **look)
+                # Infinities where no image has a map: NaN would make the minimum warn.
+                low, high = values.fillna(np.inf).min("image"), values.fillna(-np.inf).max("image")
+                axis.fill_between(range(len(ticks)), low, high, where=np.isfinite(low), color=look["color"], alpha=0.15, lw=0)
             axis.axhline(0, color="0.6", lw=1, ls=":")
-            axis.set(title=title, ylim=(-0.4, 1.05))
-            axis.set_xticks(range(values.sizes["stage"]), result.stage.values, rotation=45, ha="right", fontsize=9)
+            axis.set(title=title, ylim=(bottom, 1.05))
+        for i, method in enumerate(methods):
+            share = _from_control(result, "spearman", mode, method).isnull().mean("image")
+            places = np.arange(len(ticks)) + 0.8 * ((i + 0.5) / len(methods) - 0.5)
+            row[-1].bar(places, share, 0.8 / len(methods), color=PALETTE[i % len(PALETTE)])
+        row[-1].set(title="share of images\nwithout a map", ylim=(0, 1))
+        for axis in row:
+            axis.set_xticks(range(len(ticks)), ticks, rotation=45, ha="right", fontsize=9)
+        for axis in row[1:-1]:
+            axis.tick_params(labelleft=False)
         row[0].set_ylabel(f"{mode}\nsimilarity to the trained net's map")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
     return figure
 
 
-def protocol_distances(summary: pd.DataFrame) -> Figure:
-    """Distance of every protocol's worst cases from the paper's columns (darker is closer), and how many images would exclude it.
-
-    One panel per quantity. Rows are the settings of learning, columns those of scoring. A box marks a protocol that is compatible with
-    the paper at this number of images.
-    """
-    rows = [(softmax, loss) for softmax in ("all", "labels") for loss in ("nll", "released")]
-    columns = [(thresholds, rule) for thresholds in ("paper", "released") for rule in ("mean", "trapezoid")]
-    table = summary.set_index(["softmax", "loss", "thresholds", "rule"])
-    titles = {"distance_completeness": "distance, completeness", "distance_soundness": "distance, soundness", "distance": "distance, both"}
-    panels = titles | {"n_to_exclude": "images to exclude it"}
-    figure, axes = plt.subplots(1, len(panels), figsize=(15, 3.7), sharey=True, layout="constrained")
-    for axis, (name, title) in zip(axes, panels.items(), strict=True):
-        values = np.array([[table.loc[(*row, *column), name] for column in columns] for row in rows])
-        count = name == "n_to_exclude"
-        shade, top = (0.3 - np.log10(values.clip(1, 1000)) / 10, 0.3) if count else (values, 0.6)
-        axis.imshow(shade, cmap="viridis", vmin=0, vmax=top, aspect="auto")
-        for y, x in np.ndindex(values.shape):
-            compatible = table.loc[(*rows[y], *columns[x]), "verdict"] == "compatible"
-            frame = {"boxstyle": "square,pad=0.35", "fc": "none", "ec": "white", "lw": 1.5} if compatible and name == "distance" else None
-            color = "white" if shade[y, x] < top * 2 / 3 else "black"
-            axis.text(x, y, f"{values[y, x]:.{0 if count else 2}f}", ha="center", va="center", color=color, bbox=frame)
-        axis.set_xticks(range(len(columns)), [f"{thresholds}\n{rule}" for thresholds, rule in columns], fontsize=9)
-        axis.set_yticks(range(len(rows)), [f"softmax: {softmax}\nloss: {loss}" for softmax, loss in rows], fontsize=9)
-        axis.set(title=title)
-        axis.tick_params(length=0)
-    figure.supxlabel("thresholds and AUC rule", fontsize=11)
-    return figure
+def _from_control(result: xr.Dataset, measure: str, mode: str, method: str) -> xr.DataArray:
+    """A measure of a method's maps, dims `(stage, image)`, with the control before the first stage."""
+    control = result[f"{measure}_control"].expand_dims(stage=["another seed"])
+    stages = [control, result[measure].sel({"mode": mode}, drop=True)]
+    return xr.concat(stages, "stage").sel({"method": method}).transpose("stage", "image")

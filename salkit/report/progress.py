@@ -56,11 +56,11 @@ class Progress:
         if not self._live:
             self.console.print(self._line())
 
-    def stop(self, ok: bool) -> None:
-        """The running notebook has ended."""
+    def stop(self, ok: bool, note: str = "") -> None:
+        """The running notebook has ended; `note` is printed beside its name."""
         seconds = self.clock() - self._since
         self.finished.append((self._name, seconds, ok))
-        self.console.print(Text(f"{'done  ' if ok else 'failed'} {self._name}  {minutes(seconds)}"))
+        self.console.print(Text("  ".join([f"{'done  ' if ok else 'failed'} {self._name}", minutes(seconds), note]).rstrip()))
         self._name = ""
 
     def left(self) -> float | None:

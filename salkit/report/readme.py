@@ -238,7 +238,7 @@ def _minutes(profile: str) -> int:
 
 
 def _values(notebook: str) -> dict[str, float]:
-    return {name: number for name, (number, _) in expected_values(RECORDED)[notebook]["values"].items()}
+    return {name: number for name, (number, *_) in expected_values(RECORDED)[notebook]["values"].items()}
 
 
 def _composites(study: Study) -> int:

@@ -14,7 +14,7 @@ from rich.console import Console
 from salkit.data.files import data_dir
 from salkit.engine.store import Store
 from salkit.models.folding import ALLOCATOR
-from salkit.report.expected import expected_values, record
+from salkit.report.expected import Outcome, compare, expected_values, outcome_path, read_outcomes, record, write_outcome
 from salkit.report.pages import write_index, write_page
 from salkit.report.progress import Progress
 from salkit.studies.runs import Runs
@@ -22,6 +22,14 @@ from salkit.studies.runs import Runs
 
 class NotebookError(RuntimeError):
     """A notebook failed; the message names the notebook, the cell and the error."""
+
+
+class FailedChecks(NotebookError):
+    """All notebooks ran, but some of their numbers are not the recorded ones; the message names the notebooks."""
+
+
+WHERE = ("device", "store")
+"""Settings that say where to compute. The recorded numbers hold for all of their values, and for the defaults of the other settings."""
 
 
 def notebooks_dir() -> Path:
@@ -46,7 +54,7 @@ def reproduce(
     Args:
         profile: smoke, demo or paper.
         notebook: run only the one notebook whose name begins with this.
-        output_dir: default `runs/PROFILE`; gets `notebooks/`, `html/`, `tables/`, `figures/`, `index.html`.
+        output_dir: default `runs/PROFILE`; gets `notebooks/`, `html/`, `tables/`, `figures/`, `checks/`, `index.html`.
         store: where results are kept; default `output_dir/store`.
         executor: `"serial"`, `"dask"` (local workers, started once for all notebooks) or the address of a Dask scheduler.
         workers: how many local workers; default one per GPU, or one per core.
@@ -60,6 +68,8 @@ def reproduce(
     Raises:
         ValueError: unknown profile, notebook or parameter; nothing has run then.
         NotebookError: a notebook failed. Later ones have not run; the page shows how far the run came.
+        FailedChecks: a number is not the recorded one, with the default settings. All notebooks have run; the console and the page list
+            what failed.
 
     Example:
         >>> reproduce("smoke", notebook="01")  # doctest: +SKIP
@@ -84,10 +94,27 @@ def reproduce(
             for path in paths:
                 _execute(path, output, values, progress)
     finally:
-        index = write_index(output, profile, progress.finished)
+        changed = {name: value for name, value in settings.items() if name not in WHERE}
+        index = write_index(output, profile, progress.finished, changed)
+        ran = {name for name, _, _ in progress.finished}
+        failed = _print_checks({name: each for name, each in read_outcomes(output).items() if name in ran}, changed, progress.console)
     if os.environ.get("SALKIT_RECORD") == "1":
         record(profile, {name: {"seconds": round(seconds)} for name, seconds, _ in progress.finished})
+    if failed and not changed:
+        raise FailedChecks(f"checks failed in {', '.join(failed)}; see {index}")
     return index
+
+
+def _print_checks(outcomes: Mapping[str, Outcome], changed: Mapping[str, Any], console: Console) -> list[str]:
+    """Print how many checks passed, and the failed ones in red. Returns the notebooks with failed checks."""
+    passed, failed = (sum(map(count, outcomes.values())) for count in (lambda each: each.passed, lambda each: len(each.failed)))
+    console.print(f"{passed} checks passed, {failed} failed", style="bold red" if failed else None, highlight=False)
+    for name, outcome in outcomes.items():
+        for line in outcome.failed:
+            console.print(f"  {name}  {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if failed and changed:
+        console.print(f"The recorded numbers are of the default settings, and this run has {changed}.", markup=False, highlight=False)
+    return [name for name, outcome in outcomes.items() if outcome.failed]
 
 
 @contextmanager
@@ -135,6 +162,7 @@ def _execute(path: Path, output: Path, values: Mapping[str, Any], progress: Prog
 
     papermill_engines.register("salkit", Engine)
     executed = output / "notebooks" / path.name
+    outcome_path(output, path.stem).unlink(missing_ok=True)
     progress.start(path.stem)
     os.environ.setdefault("TQDM_DISABLE", "1")  # progress is shown here; bars in the outputs would repeat it
     try:
@@ -148,4 +176,13 @@ def _execute(path: Path, output: Path, values: Mapping[str, Any], progress: Prog
             f"  {error.source.strip().splitlines()[0]}\nThe notebook as far as it came: {executed}"
         ) from error
     write_page(executed, output / "html" / f"{path.stem}.html")
-    progress.stop(ok=True)
+    progress.stop(ok=True, note=_outcome(path.stem, output, values["profile"]))
+
+
+def _outcome(name: str, output: Path, profile: str) -> str:
+    """How many checks of a notebook passed. Numbers that are recorded but that it did not check are failed checks."""
+    if not outcome_path(output, name).exists():
+        if "values" not in expected_values(profile).get(name, {}):
+            return "no checks"
+        write_outcome(output, name, compare(name, profile, {}))
+    return read_outcomes(output)[name].summary

@@ -62,7 +62,7 @@ def plan(profile: str, device: str = "auto") -> list[NotebookCost]:
     imagenet = chosen.imagenet
     trained = {"00": {imagenet.classifier: _training_passes(imagenet)}, "01": {}}
     sanity = {name: profiles.table1_methods(imagenet, PROTOCOLS["paper"])[name] for name in profiles.SANITY_ROWS}
-    randomised = [count_passes(replace(imagenet, n_points=0), sanity, chosen.images["sanity"], 1)] * 13
+    randomised = [count_passes(replace(imagenet, n_points=0), sanity, chosen.images["sanity"], 1)] * 14
     passes |= trained | {"05": {imagenet.classifier: _sum(randomised)}}
     seconds = {study.classifier: _seconds_per_pass(study, device) for study in (chosen.cifar10, imagenet)}
     costs = []

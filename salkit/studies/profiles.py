@@ -114,7 +114,7 @@ IMAGES = {
     "two labels":    (0,    0,   10,       1000),
     "settled":       (0,    0,   8,        0),
     "lengths":       (0,    0,   8,        0),
-    "sanity":        (0,    0,   6,        20),
+    "sanity":        (0,    0,   8,        20),
 }
 """Experiment or group of rows -> how many images of a list, by profile."""
 # fmt: on

@@ -18,7 +18,7 @@ from salkit.methods.base import heatmaps_one_by_one
 from salkit.models.classifier import Classifier
 from salkit.models.passes import pass_by_pass, pass_size
 from salkit.scores import completeness, soundness
-from salkit.statistics import bootstrap_interval, paired_comparison
+from salkit.statistics import mean_interval, paired_comparison
 
 SCORES = {
     "completeness": "worst-case completeness",
@@ -28,8 +28,8 @@ SCORES = {
 }
 """Columns of `per_image`, and what they are called in tables and figures."""
 
-MARGIN = 0.01
-"""Schedules are told apart when their scores differ by more."""
+MARGIN, SHARE = 0.01, 0.1
+"""Schedules are told apart when their scores differ by more than `MARGIN`, and by more than this share of the score itself."""
 
 
 def learning_quality(
@@ -183,16 +183,16 @@ def by_length(evaluations: Mapping[float, tuple[xr.Dataset, str]], pairs: xr.Dat
     for spent, (evaluation, method) in sorted(evaluations.items()):
         scores = pair_scores(evaluation, method, pairs)
         for score in list(SCORES)[:3]:
-            interval = bootstrap_interval(scores[score].to_numpy())
+            interval = mean_interval(scores[score].to_numpy())
             rows.append([spent, SCORES[score], interval.mean, interval.low, interval.high, interval.n])
     return pd.DataFrame(rows, columns=["composites", "score", "mean", "low", "high", "n"])
 
 
 def compare_schedules(measured: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Paired differences between the ends of two schedules on the same images, for each score, with bootstrap intervals over images.
+    """Paired differences between the ends of two schedules on the same images, for each score, with intervals over images.
 
-    A schedule with several seeds counts with their mean. `"equal"` says that the whole interval is within `MARGIN` of 0, `"different"`
-    that all of it is beyond; anything else has too few images to say.
+    A schedule with several seeds counts with their mean. `"equal"` says that the whole interval is within the margin of 0, `"different"`
+    that all of it is beyond; anything else has too few images to say. The margin is `MARGIN`, for small scores `SHARE` of them.
 
     Args:
         measured: see `learning_quality`.
@@ -207,7 +207,8 @@ def compare_schedules(measured: pd.DataFrame, pairs: Sequence[tuple[str, str]]) 
         for score, title in SCORES.items():
             a, b = (found.loc[images, score].to_numpy() for found in both)
             difference = paired_comparison(a, b)
-            inside, outside = max(-difference.low, difference.high) <= MARGIN, difference.low > MARGIN or difference.high < -MARGIN
+            margin = min(MARGIN, SHARE * np.nanmean(b))
+            inside, outside = max(-difference.low, difference.high) <= margin, difference.low > margin or difference.high < -margin
             verdict = "equal" if inside else "different" if outside else "too few images to say"
             numbers = [np.nanmean(a), np.nanmean(b), difference.mean, difference.low, difference.high, difference.n]
             rows.append([one, other, title, *numbers, verdict])

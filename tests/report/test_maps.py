@@ -144,7 +144,15 @@ def test_contact_sheet_shows_the_maps_of_the_prediction(recorded, images):
     assert len(maps.contact_sheet(recorded, images, n_images=1, columns=2).axes) == 4
 
 
-def test_a_constant_map_can_be_drawn():
+def test_a_constant_map_is_drawn_and_called_none():
     axis = plt.figure().subplots()
-    maps.heat(axis, np.ones((4, 4, 3)), np.zeros((4, 4)))
+    maps.heat(axis, np.ones((4, 4, 3)), np.zeros((4, 4)), "g = 0.10")
     assert np.isfinite(axis.images[1].get_array()).all()
+    assert axis.get_xlabel() == "g = 0.10\n(constant: no map)"
+
+
+def test_a_map_of_tiny_values_is_drawn_like_any_other():
+    axes, heatmap = plt.figure().subplots(1, 2), np.random.default_rng(0).random((8, 8)).astype(np.float32)
+    for axis, scale in zip(axes, (1, 1e-30), strict=True):
+        maps.heat(axis, np.ones((8, 8, 3)), heatmap * np.float32(scale))
+    np.testing.assert_allclose(axes[1].images[1].get_array(), axes[0].images[1].get_array(), atol=1e-5)

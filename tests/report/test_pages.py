@@ -6,6 +6,7 @@ import nbformat
 import pandas as pd
 import pytest
 
+from salkit.report.expected import Outcome, write_outcome
 from salkit.report.pages import write_index, write_page
 from salkit.report.runner import notebooks_dir
 
@@ -64,11 +65,15 @@ def test_the_index_links_and_escapes_what_it_shows(tmp_path):
         (tmp_path / file).touch()
     pd.DataFrame({"method": ["0.10", "<b>"], "ours": [0.0123, float("nan")]}).to_csv(tmp_path / "tables" / "other.csv", index=False)
     pd.DataFrame({"claim": ["x"]}).to_csv(tmp_path / "tables" / "table1_claims.csv", index=False)
+    write_outcome(tmp_path, "01_a", Outcome(3, ("x: got <b>", "y: got 2")))
     html = write_index(tmp_path, "smoke", [("01_a", 75.0, True), ("02_b", 5.0, False)]).read_text()
     assert not LOADED.search(html)
     assert "profile smoke</h1>" in html
     assert "<td>1:15</td>" in html
     assert "<td>0:05, <b>failed</b></td>" in html
+    assert html.index("2 of 5 checks failed") < html.index("<li>01_a: x: got &lt;b&gt;</li>") < html.index("<h2>Notebooks</h2>")
+    assert '<td><span class="failed">3 of 5 checks passed</span>' in html
+    assert html.count("<td>none</td>") == 1
     assert 'href="html/01_a.html"' in html
     assert 'href="html/02_b.html"' not in html
     assert html.index("table1_claims.csv") < html.index("other.csv")
@@ -78,3 +83,16 @@ def test_the_index_links_and_escapes_what_it_shows(tmp_path):
     assert "<td>0.012</td>" in html
     assert "The map of every label of one image" in html
     assert "<figcaption>new (" in html
+
+
+def test_an_index_without_failed_checks_lists_none(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    for name, outcome in {"01_a": Outcome(3), "02_b": Outcome(0, (), "nothing to compare")}.items():
+        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
+        write_outcome(tmp_path, name, outcome)
+    html = write_index(tmp_path, "smoke").read_text()
+    assert "<td>3 of 3 checks passed</td>" in html
+    assert "<td>nothing to compare</td>" in html
+    assert "checks failed" not in html
+    assert 'class="failed"' not in html
+    assert "This run has" not in html

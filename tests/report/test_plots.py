@@ -134,7 +134,8 @@ def test_forest_has_ours_the_papers_and_the_ties(table):
         assert axis.get_title() == f"{metric}\nn = 3"
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["0", "0.1"]
     assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]
-    assert len(plots.forest(table, ["completeness"]).legends[0].get_texts()) == 2
+    for untied in (table.drop(columns="ties"), table.assign(ties="")):
+        assert len(plots.forest(untied, ["completeness"]).legends[0].get_texts()) == 2
 
 
 @pytest.mark.parametrize(("eps_completeness", "eps_soundness"), [(0.01, 0.001), (0.1, 0.1)])
@@ -201,28 +202,35 @@ def test_learning_curves_draw_the_mask_phase_of_every_masker():
 
 def test_randomisation_draws_the_means_and_the_maps():
     rng = np.random.default_rng(0)
-    coords = {"mode": ["cascading"], "stage": ["fc", "stem"], "method": ["Ours"], "image": ["a", "b"]}
+    coords = {"mode": ["cascading"], "stage": ["fc", "stem"], "method": ["Ours", "Flat"], "image": ["a", "b"]}
     dims = tuple(coords)
-    made = xr.Dataset({name: (dims, rng.random((1, 2, 1, 2))) for name in ("spearman", "spearman_absolute", "ssim", "hog")}, coords)
+    names = ("spearman", "spearman_absolute", "ssim", "hog")
+    made = xr.Dataset({name: (dims, rng.random((1, 2, 2, 2))) for name in names}, coords)
+    made = made.assign({f"{name}_control": (dims[2:], rng.random((2, 2))) for name in names})
+    made.spearman[0, 1, 1] = np.nan  # after the stem "Flat" has no maps
     figure = plots.randomisation(made)
-    assert len(figure.axes) == 4
-    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), made.spearman.mean("image").values[0, :, 0])
-    made["heatmap"] = ((*dims[:3], "y", "x"), rng.random((1, 2, 1, 8, 8)))
-    made["original"] = (("method", "y", "x"), rng.random((1, 8, 8)))
+    *axes, counts = figure.axes
+    assert len(axes) == 4
+    for axis, name in zip(axes, names, strict=True):
+        expected = [made[f"{name}_control"].mean("image").values[0], *made[name].mean("image").values[0, :, 0]]
+        np.testing.assert_allclose(axis.lines[0].get_ydata(), expected)
+        band = axis.collections[0].get_paths()[0].vertices
+        assert [band[:, 1].min(), band[:, 1].max()] == pytest.approx(
+            [f(made[f"{name}_control"][0].values.tolist() + made[name][0, :, 0].values.ravel().tolist()) for f in (min, max)]
+        )
+    assert np.isnan(axes[0].lines[1].get_ydata()).tolist() == [False, False, True]
+    assert [bar.get_height() for bar in counts.patches] == [0, 0, 0, 0, 0, 1]
+    assert [tick.get_text() for tick in counts.get_xticklabels()] == ["another seed", "fc", "stem"]
+
+    made["heatmap"] = ((*dims[:3], "y", "x"), rng.random((1, 2, 2, 8, 8)))
+    made.heatmap[0, 1, 1] = 0.5
+    made = made.assign({name: (("method", "y", "x"), rng.random((2, 8, 8))) for name in ("original", "control")})
     made["pixels"] = (("y", "x", "channel"), rng.random((8, 8, 3)))
     figure = maps.randomised_maps(made)
-    assert [axis.get_title() for axis in figure.axes] == ["trained", "to fc", "to stem"]
-
-
-def test_protocol_distances_writes_every_cell_and_boxes_the_compatible():
-    cells = itertools.product(("all", "labels"), ("nll", "released"), ("paper", "released"), ("mean", "trapezoid"))
-    summary = pd.DataFrame(list(cells), columns=["softmax", "loss", "thresholds", "rule"])
-    summary = summary.assign(distance=np.linspace(0.1, 0.6, 16), distance_completeness=0.2, distance_soundness=0.3, n_to_exclude=7.0)
-    figure = plots.protocol_distances(summary.assign(verdict=["compatible"] + ["excluded"] * 15))
-    both, images = figure.axes[2], figure.axes[3]
-    assert [text.get_text() for text in both.texts][:2] == ["0.10", "0.13"]
-    assert [text.get_bbox_patch() is not None for text in both.texts] == [True] + [False] * 15
-    assert {text.get_text() for text in images.texts} == {"7"}
+    assert [axis.get_title() for axis in figure.axes] == ["trained", "trained,\nanother seed", "to fc", "to stem"] + [""] * 4
+    numbers = [float(made.spearman_control[0, 0]), *made.spearman.values[0, :, 0, 0]]
+    assert [axis.get_xlabel() for axis in figure.axes[:4]] == ["", *(f"{number:.2f}" for number in numbers)]
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes[4:]] == [[], [], [], ["no map"]]
 
 
 def test_label_dependence_stands_what_ignores_the_label_on_the_right(table):

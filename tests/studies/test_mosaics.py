@@ -98,9 +98,11 @@ def test_what_the_packaged_images_give(tmp_path):
     with open_engine(tmp_path, show_progress=False) as engine:
         found, two, any_number = (choose_mosaics(classifier, images, max_uses=uses, engine=engine) for uses in (3, 2, 20))
         right = probabilities(classifier, images, engine).argmax(1) == images.labels
-        prob = probabilities(classifier, found.images, engine).gather(1, found.targets)
+        every = probabilities(classifier, found.images, engine)
+    prob = every.gather(1, found.targets)
     assert [int(right.sum()), len(two.images), len(found.images), len(any_number.images)] == [16, 8, 12, 17]
     assert len(found.others) == 10
+    assert int((every.argmax(1, keepdim=True) == found.targets).sum()) == 8
     assert (prob >= 0.05).all()
     # From the most plausible second label on.
     assert (prob.amin(1).diff() <= 0).all()

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from scipy import stats
 
 from salkit.scores import Protocol
-from salkit.statistics import bootstrap_interval
 from salkit.studies import protocol_grid as pg
 from salkit.studies.protocol_grid import CELL
 
@@ -24,6 +24,8 @@ def dataset(prob, curve, methods=METHODS):
     data = {"prob": (dims[1:3], prob), "insertion_curve": (dims, curve), "insertion_auc": (dims[:3], curve[..., 1:].mean(-1))}
     names = [list(methods), *([f"{dim[0]}{i}" for i in range(n)] for dim, n in zip(dims[1:3], prob.shape, strict=True))]
     made = xr.Dataset(data, dict(zip(dims, [*names, np.arange(curve.shape[-1])], strict=True)))
+    # Images of the recorded study have label lists of their own.
+    made = made.assign_coords(label_name=(("image", "label"), np.full(prob.shape, "cat")))
     return made.assign(prediction=made.prob.argmax("label"))
 
 
@@ -106,7 +108,7 @@ def test_every_cell_against_equation_1_number_by_number(grid, expected):
 
 def test_the_order_of_methods_images_and_keys_does_not_matter(grid, table, paper, summary):
     rng = np.random.default_rng(1)
-    # Images keep their order: the bootstrap resamples them by place.
+    # Images keep their order: they are resampled by place.
     shuffled = {key: grid[key].isel(method=rng.permutation(3)) for key in KEYS[::-1]}
     assert any(list(result.method.values) != METHODS for result in shuffled.values())
     index = [*CELL, "method", "metric"]
@@ -133,10 +135,14 @@ def test_grid_table_has_a_row_for_every_number(table, expected, known):
         np.testing.assert_allclose(rows.ours, ours, rtol=1e-5)
         np.testing.assert_array_equal(rows.paper, known.ravel())
         np.testing.assert_allclose(rows.difference, ours - known.ravel(), atol=1e-6)
-    row = table.iloc[7]
-    interval = bootstrap_interval(expected[cell_of(row)][METHODS.index(row.method), NUMBERS.index(row.metric)])
-    # Of float32 scores here, of float64 ones there.
-    assert [row.low, row.high] == pytest.approx([interval.low, interval.high], rel=1e-5)
+    for row in table[:12].itertuples():
+        scores = expected[cell_of(row)][METHODS.index(row.method), NUMBERS.index(row.metric)]
+        ends = stats.ttest_1samp(scores, 0.0).confidence_interval()
+        # Of float32 scores here, of float64 ones there.
+        assert [row.low, row.high] == pytest.approx([max(ends.low, 0), min(ends.high, 1)], abs=1e-5)
+    # Not all ends are cut off.
+    assert table.low.gt(0).any()
+    assert table.high.lt(1).any()
 
 
 def test_far_values_are_excluded(grid, expected):
@@ -184,7 +190,7 @@ def test_the_planted_cell_comes_first(summary, expected, known):
     # The scores are float32.
     assert best.distance == pytest.approx(0, abs=1e-6)
     assert best[["order_completeness", "order_soundness"]].tolist() == pytest.approx([1.0, 1.0])
-    assert best[["excluded", "compared", "verdict", "n"]].tolist() == [0, 6, "compatible", 6]
+    assert best[["excluded", "compared", "n", "behind", "told_apart"]].tolist() == [0, 6, 6, 0.0, False]
     assert (summary.distance.diff().dropna() >= 0).all()
     assert (summary.distance[1:] > 0.01).all()
     for row in summary.itertuples():
@@ -195,32 +201,143 @@ def test_the_planted_cell_comes_first(summary, expected, known):
         assert row.order_soundness == pytest.approx(1 - 6 * np.sum((ranks[0] - ranks[1]) ** 2) / (27 - 3))
 
 
-def test_verdicts_count_the_excluded_numbers_and_say_how_many_images_it_takes(grid, paper):
+def test_excluded_numbers_are_those_of_the_table(grid, paper):
     # The six images ten times: enough to exclude what is far.
     many = {key: xr.concat([grid[key]] * 10, "image") for key in (KEYS[0], KEYS[2])}
     table, summary = pg.grid_table(many, paper), pg.cell_summary(many, paper, n_resamples=20)
-    few = pg.cell_summary(grid, paper, n_resamples=20).set_index(CELL)
     for row in summary.itertuples():
-        inside = table[(table[CELL] == list(cell_of(row))).all(axis=1)]
-        assert row.excluded == inside.excluded.sum()
-        assert row.verdict == ("excluded" if inside.excluded.any() else "compatible")
-        needed = few.loc[cell_of(row), "n_to_exclude"]
-        assert row.n_to_exclude == needed, "it depends on the means only"
-        if np.isfinite(needed):
-            enough, less = (min(map(pg.exclusion_p_value, inside.ours, inside.paper, [n] * 6)) * 6 for n in (needed, needed - 1))
-            assert enough <= 0.05 * (1 + 1e-9) < less
-        else:
-            assert row.excluded == 0
-    assert {"compatible", "excluded"} == set(summary.verdict), "the draw has cells of either kind"
+        assert row.excluded == table[(table[CELL] == list(cell_of(row))).all(axis=1)].excluded.sum()
+    assert summary.excluded.min() == 0 < summary.excluded.max(), "the draw has cells of either kind"
 
 
-def test_distance_intervals_against_resampling_by_hand(summary, expected, known):
+@pytest.fixture(scope="module")
+def by_hand_draws(expected, known):
+    """Cell -> its distance on 20,000 resamples of the images, the same for all cells."""
     draws = np.random.default_rng(3).integers(6, size=(20_000, 6))
+    return {cell: abs(worst[..., draws].mean(-1) - known[..., None]).mean((0, 1)) for cell, worst in expected.items()}
+
+
+def half_width(draws, n, comparisons=1):
+    return stats.t.ppf(1 - 0.025 / comparisons, n - 1) * np.std(draws) * np.sqrt(n / (n - 1))
+
+
+def test_distance_intervals_against_resampling_by_hand(summary, by_hand_draws):
     for row in summary.itertuples():
-        # All methods on the same draw of images.
-        distances = abs(expected[cell_of(row)][..., draws].mean(-1) - known[..., None]).mean((0, 1))
-        # 2000 draws know the 2.5 % quantile of a normal variable to 0.06 deviations, here to about 0.1 (skewed, and few images).
-        np.testing.assert_allclose([row.low, row.high], np.quantile(distances, [0.025, 0.975]), rtol=0, atol=0.3 * distances.std())
+        half = half_width(by_hand_draws[cell_of(row)], 6)
+        # 10,000 draws know a standard error to 1 %.
+        assert [row.low, row.high] == pytest.approx([max(row.distance - half, 0), row.distance + half], abs=0.05 * half)
+
+
+def test_cells_are_compared_on_the_same_images(summary, by_hand_draws):
+    others = [draws for cell, draws in by_hand_draws.items() if cell != PLANTED]
+    first = np.min(others, axis=0) > by_hand_draws[PLANTED]
+    assert summary.closest_in[0] == pytest.approx(first.mean(), abs=0.02)
+    assert summary.closest_in.sum() == pytest.approx(1)
+    for row in summary[1:].itertuples():
+        difference = by_hand_draws[cell_of(row)] - by_hand_draws[PLANTED]
+        half = half_width(difference, 6)
+        assert row.behind == pytest.approx(row.distance - summary.distance[0])
+        assert [row.behind_low, row.behind_high] == pytest.approx([row.behind - half, row.behind + half], abs=0.05 * half)
+        margin = row.behind - half_width(difference, 6, comparisons=15) - 0.005
+        assert row.told_apart == (margin > 0) or abs(margin) < 0.003
+    assert 0 < summary.told_apart.sum() < 15, "the draw has cells of either kind"
+
+
+def two_cells(easy, hard, method="Ours"):
+    """A grid of two losses whose predicted label has g of `easy` and of `hard`, (image,) each, where f is 1; all is sound."""
+    grid = {}
+    for loss, g in (("nll", easy), ("released", hard)):
+        curve = np.zeros((1, len(g), 2, 3), np.float32)
+        curve[0, :, 0] = np.asarray(g)[:, None]
+        grid["all", loss] = dataset(np.tile(np.float32([1, 0]), (len(g), 1)), curve, [method])
+    return grid
+
+
+def test_a_difference_common_to_all_images_is_told_apart_though_images_vary():
+    rng = np.random.default_rng(0)
+    g, paper = rng.uniform(0.3, 0.8, 10), paper_of({("Ours", "completeness"): 0.9, ("Ours", "soundness"): 1.0})
+    summary = pg.cell_summary(two_cells(g, g - 0.1 + rng.uniform(-0.01, 0.01, 10)), paper)
+    closest = summary[summary.loss == "nll"]
+    assert (closest.high - closest.low).min() > 0.05, "apart by less than either interval"
+    assert not closest.told_apart.any()
+    assert summary[summary.loss == "released"].told_apart.all()
+    # The paper's rounding cannot be told from a difference of its size, however sure that is.
+    tiny = pg.cell_summary(two_cells(g, g - 0.008), paper)
+    assert tiny[tiny.loss == "released"].behind.tolist() == pytest.approx([0.004] * 4, abs=1e-5)
+    assert (tiny[tiny.loss == "released"].behind_low > 0).all()
+    assert not tiny.told_apart.any()
+
+
+def test_different_images_cannot_be_paired(grid, paper):
+    other = dict(grid) | {KEYS[1]: grid[KEYS[1]].isel(image=slice(5, None, -1))}
+    with pytest.raises(ValueError, match="grid: expected the same images"):
+        pg.cell_summary(other, paper)
+
+
+def test_one_image_has_no_interval(grid, paper):
+    one = pg.cell_summary({key: result.isel(image=[0]) for key, result in grid.items()}, paper, n_resamples=5)
+    assert one[["low", "high", "behind_low", "behind_high"]].isna().all(axis=None)
+    assert not one.told_apart.any()
+
+
+def test_intervals_cover_at_ten_images():
+    # Eight methods, two metrics, skewed scores with an effect of the image; the distance of the true means is what has to be covered.
+    rng, trials, n = np.random.default_rng(0), 400, 10
+    paper, hits = rng.uniform(0.3, 0.9, 16), 0
+    a = rng.uniform(0.3, 2, (16, 1))
+    truth = abs((a / (1 + a)).T - paper).mean()
+    for _ in range(trials):
+        # Uniform numbers to the power of 1 / a have a mean of a / (1 + a).
+        scores = stats.norm.cdf((rng.normal(size=n) + rng.normal(size=(16, n))) / 2**0.5) ** (1 / a)
+        drawn = abs(pg._resample(scores, 200, 0) - paper[:, None]).mean(0)
+        low, high = pg.t_interval(abs(scores.mean(-1) - paper).mean(), drawn.std(), n)
+        hits += low <= truth <= high
+    # 96 % in the long run. A percentile interval covers 80 %: resampled distances are too large.
+    assert hits / trials > 0.92
+
+
+@pytest.fixture(scope="module")
+def effects(grid, paper):
+    return pg.main_effects(grid, paper)
+
+
+def test_main_effects_against_every_pair_of_cells(effects, expected, known, by_hand_draws):
+    assert len(effects) == 4 * 3
+    levels = dict(zip(CELL, (("all", "labels"), ("nll", "released"), ("paper", "released"), ("mean", "trapezoid")), strict=True))
+    for row in effects.itertuples():
+        before, after = levels[row.choice]
+        assert (row.before, row.after, row.n) == (before, after, 6)
+        at = CELL.index(row.choice)
+        pairs = [(cell, (*cell[:at], after, *cell[at + 1 :])) for cell in expected if cell[at] == before]
+        assert len(pairs) == 8
+        if row.quantity == "distance":
+            changes = [abs(expected[b].mean(-1) - known).mean() - abs(expected[a].mean(-1) - known).mean() for a, b in pairs]
+            half = half_width(np.mean([by_hand_draws[b] - by_hand_draws[a] for a, b in pairs], axis=0), 6)
+        else:
+            metric = NUMBERS.index(row.quantity)
+            per_image = [(expected[b] - expected[a])[:, metric].mean(0) for a, b in pairs]
+            changes = np.mean(per_image, axis=1)
+            # Of a mean, it is the ordinary t interval.
+            half = stats.t.ppf(0.975, 5) * stats.sem(np.mean(per_image, axis=0))
+        assert [row.change, row.least, row.most] == pytest.approx([np.mean(changes), min(changes), max(changes)], abs=1e-6)
+        assert [row.low, row.high] == pytest.approx([row.change - half, row.change + half], abs=0.05 * half)
+
+
+def test_main_effects_need_all_cells(grid, paper):
+    with pytest.raises(ValueError, match=r"grid: expected all four pairs of softmax and loss, got \[\('all', 'nll'\)\]"):
+        pg.main_effects({KEYS[0]: grid[KEYS[0]]}, paper)
+
+
+@pytest.mark.parametrize(("points", "apart"), [(8, 0.056), (28, 0.016)])
+def test_few_points_invent_a_difference_between_the_rules(points, apart):
+    # A label that goes from 0 to 0.9 in one go, at f = 1: completeness is g itself.
+    curve = np.zeros((1, 2, 2, points + 1), np.float32)
+    curve[..., 0, :] = np.linspace(0, 0.9, points + 1)
+    one = {("all", "nll"): dataset(np.tile(np.float32([1, 0]), (2, 1)), curve, ["Ours"])}
+    table = pg.grid_table(one, paper_of({("Ours", "completeness"): 0.5})).query("metric == 'completeness' and thresholds == 'paper'")
+    ours = table.set_index("rule").ours
+    assert ours["mean"] - ours["trapezoid"] == pytest.approx(0.9 / (2 * points), abs=1e-6)
+    assert ours["mean"] - ours["trapezoid"] == pytest.approx(apart, abs=5e-4)
 
 
 def test_methods_and_metrics_that_only_one_side_has_do_not_count(grid, paper, expected, known):
@@ -286,10 +403,61 @@ def test_the_label_free_bound_by_hand():
     assert pg.label_free_bound(0.9, 0.5, thresholds="released")[1] == 0.0
 
 
-def test_the_conclusion_names_the_closest_cell_and_what_is_compatible(grid):
-    paper = pd.DataFrame({"method": ["Ours", "Ours"], "metric": list(NUMBERS), "value": [0.5, 0.5]})
-    summary, needs = pg.cell_summary(grid, paper, n_resamples=20), pg.requirements(grid)
-    text = pg.conclusion(summary, needs)
-    best = summary.iloc[0]
-    assert f"Closest cell: softmax over {best.softmax}, loss {best.loss}, {best.thresholds} thresholds" in text
-    assert f"{(summary.verdict == 'compatible').sum()} of 16" in text
+@pytest.mark.parametrize("planted", [("all", "nll", "paper", "mean"), ("labels", "released", "released", "trapezoid")])
+def test_the_conclusion_follows_the_numbers_whichever_cell_wins(grid, expected, planted):
+    paper = paper_of(dict(zip(product(METHODS, NUMBERS), (expected[planted].mean(-1) + 0.01).ravel(), strict=True)))
+    summary, needs, effects = pg.cell_summary(grid, paper, n_resamples=200), pg.requirements(grid), pg.main_effects(grid, paper, 200)
+    text = pg.conclusion(summary, needs, effects)
+    best, second = summary.iloc[0], summary.iloc[1]
+    assert tuple(best[CELL]) == planted
+    names = ["softmax over {}, loss {}, {} thresholds, {} rule".format(*row[CELL]) for _, row in summary.iterrows()]
+    assert f"Closest cell: {names[0]}: {best.distance:.3f} [{best.low:.3f}, {best.high:.3f}] away." in text
+    assert f"completeness {best.order_completeness:.2f}, soundness {best.order_soundness:.2f}" in text
+    assert f"Runner-up: {names[1]}: {second.distance:.3f}" in text
+    assert f"{second.behind:.3f} [{second.behind_low:.3f}, {second.behind_high:.3f}] behind the closest" in text
+    assert "Chosen after seeing the data" in text
+    tied = [name for name, apart in zip(names[1:], summary.told_apart[1:], strict=True) if not apart]
+    assert f"rounding allowed for): {len(tied)} of 15 cells" in text
+    listed = [line.strip().split(":")[0] for line in text.splitlines() if line.startswith("  softmax over")]
+    assert listed == tied
+    place = names.index("softmax over all, loss nll, paper thresholds, mean rule") + 1
+    assert f"is number {place} of 16" in text
+    other = next(i for i, row in summary.iterrows() if tuple(row[CELL[:3]]) != planted[:3])
+    assert f"differs in more than the rule: {names[other]}:" in text
+    assert "6 images (too few: an answer needs at least ten), 6 of the paper's numbers" in text
+    for row in effects.itertuples():
+        (line,) = [line for line in text.splitlines() if line.startswith(f"  {row.choice}, {row.before} to {row.after}:")]
+        assert f"{row.quantity} {row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}] ({row.least:+.2f} to {row.most:+.2f})" in line
+
+
+def test_verdicts_on_a_cell_behind_the_closest():
+    def said(low, told_apart):
+        return pg._farther(pd.Series({"behind": 0.1, "behind_low": low, "behind_high": 0.15, "told_apart": told_apart}))
+
+    assert "(told apart, all cells" in said(0.05, True)
+    assert "(farther, but not told apart once" in said(0.05, False)
+    assert said(-0.05, False).endswith("(not told apart)")
+
+
+def test_the_earlier_run_is_shipped():
+    earlier = pg.earlier_cells()
+    assert sorted(earlier[CELL].itertuples(index=False, name=None)) == sorted(product(*pg.CHOICES.values()))
+    # As notebook 06 had it.
+    assert earlier.iloc[0][[*CELL, "composites"]].tolist() == ["all", "nll", "released", "mean", 12]
+    assert earlier.distance.round(2).tolist()[:4] == [0.22, 0.22, 0.22, 0.24]
+
+
+def test_then_and_now_says_whether_the_answer_turned_over(summary):
+    images, names = "a b c", "softmax over {}, loss {}, {} thresholds, {} rule"
+    same = summary[CELL].assign(distance=summary.distance + 0.1, composites=12, points=8, images=images)
+    text = pg.then_and_now(same, summary)
+    assert "With masks of 12 composites, curves of 8 points and 3 images the closest cell was " + names.format(*PLANTED) in text
+    assert "the answer stays." in text
+    assert "now number" not in text
+    assert "then and now: 1.00" in text
+    # The fifth of now was the first of then.
+    other = same.assign(distance=same.distance.where(same.index != 4, 0.0)).sort_values("distance", ignore_index=True)
+    text = pg.then_and_now(other, summary, same_images=summary.iloc[[2, 0, 1]])
+    assert f"it is {names.format(*PLANTED)} (0.000 away): the answer turned over." in text
+    assert f"The earlier answer is now number 5 of 16: {summary.distance[4]:.3f} away" in text
+    assert f"the earlier images alone (6) the closest is {names.format(*summary.iloc[2][CELL])}" in text

@@ -3,6 +3,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from scipy import ndimage, stats
 from skimage.feature import hog
 from torch import nn
@@ -10,9 +11,9 @@ from torch import nn
 from salkit.data import load_images
 from salkit.methods import get_method
 from salkit.models import CLASSIFIERS, Classifier, load_classifier
-from salkit.studies.sanity import SIMILARITIES, STAGES, layer_randomisation, randomise, similarity
+from salkit.studies.sanity import SIMILARITIES, STAGES, is_no_map, layer_randomisation, randomise, similarity, verdicts
 
-METHODS = {"gradient": get_method("gradient_x_input"), "gaussian": get_method("centered_gaussian")}
+METHODS = {name: get_method(name) for name in ("gradient_x_input", "centered_gaussian", "random")}
 
 
 @pytest.fixture
@@ -139,18 +140,30 @@ def test_gradients_are_compared_in_cells_of_a_fourteenth_of_the_side(side, cell)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.5])
-def test_a_constant_map_is_like_nothing(value):
+def test_a_constant_map_is_no_map(value):
     flat, noise = np.full((32, 32), value), np.random.default_rng(5).random((32, 32))
     for pair in ((flat, noise), (noise, flat), (flat, flat)):
-        assert similarity(*pair) == dict.fromkeys(SIMILARITIES, 0.0)
+        found = similarity(*pair)
+        assert tuple(found) == SIMILARITIES
+        assert np.isnan(list(found.values())).all()
 
 
-def test_maps_whose_magnitudes_are_constant_stay_finite():
+def test_no_map_is_one_value_nearly_everywhere():
+    # Of 1000 pixels 990 are 99 %: one more and nothing is left to call a map.
+    for same, expected in ((989, False), (990, False), (991, True), (1000, True)):
+        heatmap = np.arange(1000.0)
+        heatmap[:same] = -3.0
+        assert is_no_map(np.random.default_rng(0).permutation(heatmap).reshape(20, 50)) is expected
+    # A mask of zeros and ones has only ties, and says much.
+    assert not is_no_map(np.indices((32, 32))[0] < 6)
+
+
+def test_a_measure_of_constant_magnitudes_is_left_out():
     noise = np.random.default_rng(6).normal(size=(32, 32))
-    for heatmap in (np.eye(1, 1024).reshape(32, 32), np.sign(noise)):  # one pixel; two values
-        found = similarity(heatmap, noise)
-        assert found["spearman_absolute"] == 0.0
-        assert np.isfinite(list(found.values())).all()
+    found = similarity(np.sign(noise), noise)
+    assert np.isnan(found.pop("spearman_absolute"))
+    assert found["spearman"] > 0.8
+    assert np.isfinite(list(found.values())).all()
 
 
 NET_STAGES = {"output": ("output",), "middle": ("middle", "norm"), "first": ("first",)}
@@ -175,7 +188,8 @@ def randomised(scene):
 
 def test_dims_and_coordinates_of_layer_randomisation(randomised, scene):
     for name in SIMILARITIES:
-        assert randomised[name].sizes == {"mode": 2, "stage": 3, "method": 2, "image": 2}
+        assert randomised[name].sizes == {"mode": 2, "stage": 3, "method": 3, "image": 2}
+        assert randomised[f"{name}_control"].sizes == {"method": 3, "image": 2}
         assert (abs(randomised[name]) <= 1 + 1e-6).all()
     found = [randomised[name].values.tolist() for name in ("mode", "stage", "method", "image")]
     assert found == [["cascading", "independent"], list(NET_STAGES), list(METHODS), list(scene[1].ids)]
@@ -183,23 +197,23 @@ def test_dims_and_coordinates_of_layer_randomisation(randomised, scene):
 
 def test_a_map_that_ignores_the_net_survives_and_one_that_reads_it_does_not(randomised):
     for name in SIMILARITIES:
-        np.testing.assert_allclose(randomised[name].sel({"method": "gaussian"}), 1.0, atol=1e-6)
+        np.testing.assert_allclose(randomised[name].sel({"method": "centered_gaussian"}), 1.0, atol=1e-6)
     # 1024 pixels: unrelated ranks have deviation 0.03; nothing but noise is left in the gradients of a random net.
-    last = randomised.sel({"method": "gradient", "mode": "cascading", "stage": "first"})
+    last = randomised.sel({"method": "gradient_x_input", "mode": "cascading", "stage": "first"})
     assert (abs(last.spearman) < 0.3).all()
     assert (last.ssim < 0.6).all()
-    assert (randomised.spearman.sel({"method": "gradient"}) < 0.9).all()
+    assert (randomised.spearman.sel({"method": "gradient_x_input"}) < 0.9).all()
 
 
 def test_layer_randomisation_against_nets_randomised_by_hand(randomised, scene):
     classifier, images = scene
     with torch.no_grad():
         prediction = classifier(images.images).argmax(1)
-    before = METHODS["gradient"].attribute(classifier, images.images, prediction).numpy()
+    before = METHODS["gradient_x_input"].attribute(classifier, images.images, prediction).numpy()
     for mode, modules in (("cascading", ["output", "middle", "norm"]), ("independent", ["middle", "norm"])):
         forgetful = Classifier(randomise(classifier.net, modules))
-        after = METHODS["gradient"].attribute(forgetful, images.images, prediction).numpy()
-        at = randomised.sel({"mode": mode, "stage": "middle", "method": "gradient"})
+        after = METHODS["gradient_x_input"].attribute(forgetful, images.images, prediction).numpy()
+        at = randomised.sel({"mode": mode, "stage": "middle", "method": "gradient_x_input"})
         for i in range(2):
             expected = stats.spearmanr(before[i].ravel(), after[i].ravel()).statistic
             # The rounding of two runs may swap ranks of nearly equal pixels.
@@ -207,6 +221,90 @@ def test_layer_randomisation_against_nets_randomised_by_hand(randomised, scene):
         np.testing.assert_allclose(at.heatmap, after[0], atol=1e-5 * abs(after[0]).max())
         np.testing.assert_allclose(at.original, before[0], atol=1e-5 * abs(before[0]).max())
     np.testing.assert_array_equal(randomised.pixels, images.pixels()[0])
+
+
+def test_the_control_compares_two_seeds_of_the_trained_net(randomised, scene):
+    # Two of the methods draw nothing. The third draws all of its map, so that it changes with the weights and with everything else.
+    for name in SIMILARITIES:
+        np.testing.assert_allclose(randomised[f"{name}_control"].sel({"method": ["gradient_x_input", "centered_gaussian"]}), 1.0, atol=1e-6)
+    classifier, images = scene
+    ids = {"ids": images.ids[:1]}
+    with torch.no_grad():
+        label = classifier(images.images[:1]).argmax(1)
+    maps = [METHODS["random"].attribute(classifier, images.images[:1], label, seed=seed, **ids)[0].numpy() for seed in (0, 1)]
+    own = randomised.sel({"method": "random"})
+    np.testing.assert_array_equal(own.original, maps[0])
+    np.testing.assert_array_equal(own.control, maps[1])
+    # Whatever the weights, its maps are the control's.
+    xr.testing.assert_equal(own.spearman, own.spearman_control.broadcast_like(own.spearman))
+    assert float(own.spearman_control[0]) == pytest.approx(stats.spearmanr(*(m.ravel() for m in maps)).statistic, abs=1e-6)
+
+
+def made(after, control):
+    """A result with one stage, as far as `verdicts` reads it: similarities and controls of the images by method."""
+    coords = {"mode": ["cascading"], "stage": ["fc"], "method": list(after), "image": range(len(next(iter(after.values()))))}
+    values = np.array(list(after.values()), np.float32)[None, None]
+    dims = ("mode", "stage", "method", "image")
+    data = {"spearman": (dims, values), "spearman_control": (dims[2:], np.array([control[name] for name in after], np.float32))}
+    return xr.Dataset(data, coords)
+
+
+def test_verdicts():
+    spread, none = np.linspace(-0.05, 0.05, 8), np.nan
+    cases = {
+        "changes with the weights": (spread, 0.8 + spread),
+        "changes in part": (0.7 + spread, 1 + 0 * spread),
+        "does not change": (1 + 0 * spread, 1 + 0 * spread),
+        "no map": ([none] * 5 + [0.0] * 3, 1 + 0 * spread),
+        "cannot tell: the map does not agree with itself": (spread, 0.2 + spread),
+        # Below and above half of the control, and not below the control in every image.
+        "cannot tell at n = 8": ([0.9, 0.0] * 4, 0.8 + 8 * spread),
+        # Half of the images have maps: those are judged.
+        "cannot tell at n = 4": ([none] * 4 + [0.0] * 4, 1 + 0 * spread),
+    }
+    table = verdicts(made({name: after for name, (after, _) in cases.items()}, {name: control for name, (_, control) in cases.items()}))
+    assert table.verdict.tolist() == list(cases) == table.method.tolist()
+    assert table.no_map.tolist() == [0, 0, 0, 0.625, 0, 0, 0.5]
+    assert table.n.tolist() == [8, 8, 8, 3, 8, 8, 4]
+    first = table.iloc[0]
+    assert [first.similarity, first.control, first.difference] == pytest.approx([0, 0.8, -0.8], abs=1e-6)
+    assert first.low <= first.difference <= first.high < 0
+    # All eight differences have one sign: 2 of 256 assignments are as far from 0.
+    assert first.p_value == pytest.approx(2 / 256)
+
+
+def test_noise_is_no_evidence_that_a_map_reads_the_weights():
+    """Fails where the control is left out: unrelated to the trained net's map, and to its own."""
+    rng = np.random.default_rng(0)
+    table = verdicts(made({"noise": rng.normal(0, 0.02, 10)}, {"noise": rng.normal(0, 0.02, 10)}))
+    assert table.verdict.item() == "cannot tell: the map does not agree with itself"
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(5, "cannot tell at n = 5"), (6, "changes with the weights")])
+def test_a_verdict_needs_six_images(n, verdict):
+    assert verdicts(made({"map": [0.0] * n}, {"map": [1.0] * n})).verdict.item() == verdict
+
+
+def test_maps_of_which_no_image_has_any():
+    table = verdicts(made({"flat": [np.nan] * 3, "map": [0.0] * 3}, {"flat": [np.nan] * 3, "map": [1.0] * 3}))
+    assert table.verdict.tolist() == ["no map", "cannot tell at n = 3"]
+    assert table.no_map.tolist() == [1.0, 0.0]
+
+
+def test_verdicts_of_a_real_run(randomised):
+    table = verdicts(randomised)
+    assert len(table) == 18
+    assert (table.n == 2).all()
+    # Two images allow no verdict but that noise cannot be judged.
+    found = table.groupby("method").verdict.unique().map(list)
+    assert found["random"] == ["cannot tell: the map does not agree with itself"]
+    assert found["gradient_x_input"] == found["centered_gaussian"] == ["cannot tell at n = 2"]
+    hog = verdicts(randomised, "hog").query("method == 'gradient_x_input' and stage == 'first' and mode == 'independent'").iloc[0]
+    own = randomised.sel({"method": "gradient_x_input", "stage": "first", "mode": "independent"})
+    assert [hog.similarity, hog.control] == pytest.approx([float(own.hog.mean()), float(own.hog_control.mean())])
+    for wrong in ({"measure": "ssim"}, {"alpha": 2.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
+            verdicts(randomised, **wrong)
 
 
 class TargetAsMap:
