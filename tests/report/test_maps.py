@@ -68,6 +68,7 @@ def test_wrong_images_and_missing_maps_are_named(result, images):
 
 
 def test_first_figure_shows_hard_composites_of_the_true_and_the_most_forged_label(result, images):
+    result.insertion_auc[:] = np.array([[0.5, 0.4, 0.3], [0.1, 0.2, 0.9]])[:, None]  # the mean's worst label is not that of method 0
     figure = maps.true_and_wrong_label(result, images, ["0", "0.1"], n_images=1)
     true = {"a": 0, "b": 1, "c": 2}  # cat, dog, ship
     surest = max("abc", key=lambda name: float(result.prob.sel(image=name)[true[name]]))
@@ -142,6 +143,15 @@ def test_contact_sheet_shows_the_maps_of_the_prediction(recorded, images):
     low, high = np.percentile(mask, [1, 99])
     np.testing.assert_allclose(rows[1][1].images[1].get_array(), (mask - low) / (high - low), atol=1e-4)
     assert len(maps.contact_sheet(recorded, images, n_images=1, columns=2).axes) == 4
+
+
+def test_mosaics_of_a_recorded_evaluation_say_how_smooth_their_masks_are(recorded, images):
+    named = recorded.isel(label=[0, 1]).assign_coords(label_name=(("image", "label"), [["lynx", "puma"]] * 3))
+    named = named.assign({name: xr.full_like(named.completeness, 0.5) for name in ("localisation", "localisation_top")})
+    shown = maps.with_maps(named, images)
+    axes = maps.mosaics(shown, [1]).axes
+    assert axes[1].get_xlabel().split("\n")[2] == f"TV {float(shown.total_variation[0, 1, 0]):.1f}, area {float(shown.area[0, 1, 0]):.0%}"
+    assert len(axes[2].get_xlabel().split("\n")) == 2
 
 
 def test_a_constant_map_is_drawn_and_called_none():

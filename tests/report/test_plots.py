@@ -88,6 +88,14 @@ def test_names_of_crowded_points_do_not_overlap_and_stay_inside():
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
 
 
+def test_names_do_not_move_points():
+    at = [(0.0, 1.0), *((0.5 + 0.004 * i, 0.001 * i) for i in range(8))]
+    rows = [[f"m{i}", m, np.nan, v, v, v, 10] for i, xy in enumerate(at) for m, v in zip(("completeness", "soundness"), xy, strict=True)]
+    (axis,) = plots.completeness_soundness(pd.DataFrame(rows, columns=["method", "metric", "paper", "ours", "low", "high", "n"])).axes
+    assert any(line.get_linestyle() == ":" for line in axis.lines), "a name far from its point has a line to it"
+    np.testing.assert_allclose([*axis.get_xlim(), *axis.get_ylim()], [-0.07 * 0.528, 1.07 * 0.528, -0.12, 1.12])
+
+
 def test_titles_say_how_many_images_each_axis_has(table):
     some = table.assign(n=[{"best_effort": 2, "soundness": 3 + i % 2}.get(metric, 3) for i, metric in enumerate(table.metric)])
     sound = some[some.metric == "soundness"].n
@@ -104,10 +112,12 @@ def test_one_image_has_points_without_bars(table):
 
 
 def test_ours_is_drawn_over_the_others_and_larger(table):
-    axis = plots.completeness_soundness(table.replace({"method": {"0": "Ours"}})).axes[0]
-    drawn = [line for line in axis.lines if line.get_label() in ("Ours", "0.1")]
-    assert [line.get_label() for line in drawn] == ["0.1", "Ours"]
-    assert drawn[1].get_markersize() > drawn[0].get_markersize()
+    three = pd.concat(
+        [table.replace({"method": {"0": "Ours", "0.1": "Phang et al."}}), table[table.method == "0"].assign(method="Ours (s=1)")]
+    )
+    drawn = [line for line in plots.completeness_soundness(three).axes[0].lines if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in drawn] == ["Phang et al.", "Ours (s=1)", "Ours"]
+    assert drawn[2].get_markersize() > drawn[1].get_markersize() == drawn[0].get_markersize()
 
 
 def test_best_effort_has_a_panel_only_where_an_image_counts(table):
@@ -134,6 +144,11 @@ def test_forest_has_ours_the_papers_and_the_ties(table):
         assert axis.get_title() == f"{metric}\nn = 3"
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["0", "0.1"]
     assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]
+    gone = table.assign(n=table.n.where(table.method != "0.1", 0))
+    assert (
+        plots.forest(pd.concat([table[table.metric == "deletion"], gone[gone.metric == "completeness"]])).axes[0].get_title()
+        == "completeness\nn = 3"
+    )
     for untied in (table.drop(columns="ties"), table.assign(ties="")):
         assert len(plots.forest(untied, ["completeness"]).legends[0].get_texts()) == 2
 
