@@ -44,7 +44,7 @@ def with_maps(result: xr.Dataset, images: ImageSet) -> xr.Dataset:
         ValueError: an image that is not in the set, or no maps.
 
     Example:
-        >>> shown = with_maps(recorded.load("overnight", "table1_a").sel(method=["Ours"]), images)  # doctest: +SKIP
+        >>> shown = with_maps(recorded.load("overnight", "table1_a").sel({"method": ["Ours"]}), images)  # doctest: +SKIP
         >>> shown.area.mean("image")  # doctest: +SKIP
     """
     names = result.image.values.tolist()

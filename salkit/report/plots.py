@@ -149,6 +149,10 @@ def family(method: str) -> str:
     return "our settings" if method.startswith("Ours") else "no saliency" if method in ("Random", "Centered Gaussian") else "other methods"
 
 
+FLOOR = 0.05
+"""Soundness is drawn on a logarithmic axis when some method has less."""
+
+
 def _scatter(tables: Mapping[str, pd.DataFrame], x: str, xlabel: str) -> Figure:
     """Points with intervals and names for the methods that have the metric `x`, one panel per table; ours are drawn last."""
     figure, axes = plt.subplots(1, len(tables), figsize=(max(8.5, 6.2 * len(tables)), 6), squeeze=False, sharey=True, layout="constrained")
@@ -177,7 +181,11 @@ def _scatter(tables: Mapping[str, pd.DataFrame], x: str, xlabel: str) -> Figure:
         axis.set(xlabel=xlabel, title=f"{title}\n{counts}".strip())
         axis.margins(0.07, 0.12)
         wide[title] = (rows["ours"][[x, "soundness"]], lines)
-    axes[0, 0].set_ylabel("worst-case soundness")
+    least = min(points.soundness.min() for points, _ in wide.values())
+    if 0 < least < FLOOR:
+        axes[0, 0].set(yscale="log")
+        axes[0, 0].yaxis.set(major_formatter=FuncFormatter(lambda value, _: f"{value:g}"), minor_formatter=NullFormatter())
+    axes[0, 0].set_ylabel("worst-case soundness" + (" (logarithmic)" if 0 < least < FLOOR else ""))
     _legend(figure, [kind for kind in FAMILIES if kind in kinds], paper)
     figure.draw_without_rendering()
     for axis, (points, lines) in zip(axes[0], wide.values(), strict=True):

@@ -88,6 +88,15 @@ def test_names_of_crowded_points_do_not_overlap_and_stay_inside():
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
 
 
+@pytest.mark.parametrize(("least", "scale"), [(0.2, "linear"), (0.01, "log"), (0.0, "linear")])
+def test_low_soundness_is_told_apart_on_a_logarithmic_axis(table, least, scale):
+    sound = (table.metric == "soundness") & (table.method == "0.1")
+    figure = plots.completeness_soundness(table.assign(ours=table.ours.mask(sound, least), low=table.low.mask(sound, 0.0)))
+    assert figure.axes[0].get_yscale() == scale
+    assert ("logarithmic" in figure.axes[0].get_ylabel()) == (scale == "log")
+    figure.canvas.draw()
+
+
 def test_names_do_not_move_points():
     at = [(0.0, 1.0), *((0.5 + 0.004 * i, 0.001 * i) for i in range(8))]
     rows = [[f"m{i}", m, np.nan, v, v, v, 10] for i, xy in enumerate(at) for m, v in zip(("completeness", "soundness"), xy, strict=True)]
