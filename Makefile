@@ -7,6 +7,8 @@ EXECUTOR ?= serial
 WORKERS  ?=
 SCHEDULE ?=
 PRECISION ?=
+MINUTES  ?= 10
+N        ?=
 PYTHON   ?= python3
 
 # An active conda environment is used as it is; otherwise everything lives in .venv.
@@ -21,10 +23,10 @@ export MALLOC_ARENA_MAX ?= 1
 READY := $(ENV)/.salkit-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce runs plan test test-fast test-faults test-portable test-notebooks record readme bench lab lint clean
+.PHONY: help env reproduce verify study runs plan test test-fast test-faults test-portable test-notebooks record readme bench lab lint clean
 
 help:  ## this list
-	@echo "usage: make TARGET [PROFILE=smoke|demo|paper] [NOTEBOOK=03] [OUTPUT=runs/demo] [STORE=FOLDER] [EXECUTOR=dask WORKERS=2] [SCHEDULE=fast] [PRECISION=auto]"; echo
+	@echo "usage: make TARGET [PROFILE=smoke|demo|overnight|paper] [NOTEBOOK=03] [OUTPUT=runs/demo] [STORE=FOLDER] [EXECUTOR=dask WORKERS=2] [SCHEDULE=settled] [PRECISION=auto]"; echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(READY)  ## make the environment: .venv, or the active conda environment
@@ -39,6 +41,12 @@ reproduce: $(READY)  ## execute the notebooks and write OUTPUT/index.html; goes 
 	$(PY) -m salkit reproduce --profile $(PROFILE) --output $(OUTPUT) --executor $(EXECUTOR) \
 	  $(if $(NOTEBOOK),--notebook $(NOTEBOOK)) $(if $(STORE),--store $(STORE)) $(if $(WORKERS),--workers $(WORKERS)) \
 	  $(if $(SCHEDULE),-p schedule=$(SCHEDULE)) $(if $(PRECISION),-p precision=$(PRECISION))
+
+verify: $(READY)  ## compute a random sample of the recorded study again and compare (MINUTES=10 or N=cells); exit code 1 if a number is wrong
+	TQDM_DISABLE=1 $(PY) -m salkit verify --minutes $(MINUTES) $(if $(N),--n $(N)) $(if $(WORKERS),--workers $(WORKERS))
+
+study: $(READY)  ## compute the recorded study, about ten hours on two cores, and write data/recorded; goes on where it was stopped
+	TQDM_DISABLE=1 $(PY) -m salkit study $(if $(STORE),--store $(STORE))
 
 runs: $(READY)  ## what the store of a run holds: progress, size, age
 	$(PY) -m salkit runs --store $(or $(STORE),$(OUTPUT)/store)

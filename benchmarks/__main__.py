@@ -12,11 +12,12 @@ import torch
 import typer
 
 from benchmarks.cases import CASES
-from benchmarks.harness import Row, heading, machine, table
+from benchmarks.harness import Row, heading, table
 from benchmarks.scaling import Growth, as_found_rows, grow, growth_table
 from benchmarks.speed import RATE, run_case
 from salkit.checks import check_choice
 from salkit.commands.options import errors
+from salkit.engine.machine import machine
 from salkit.models.classifier import resolve_device
 
 READING = """\

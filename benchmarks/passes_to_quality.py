@@ -42,7 +42,7 @@ CASES = {
 
 def main(
     case: Annotated[str, typer.Argument(help=f"{' or '.join(CASES)}.")],
-    schedule: Annotated[str, typer.Argument(help="paper or fast.")],
+    schedule: Annotated[str, typer.Argument(help="paper or settled.")],
     out: Annotated[Path, typer.Option(help="CSV file that rows are appended to.")],
     name: Annotated[str, typer.Option(help="What the schedule is called there; default as it is.")] = "",
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",

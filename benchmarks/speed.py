@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from benchmarks import released
 from benchmarks.cases import Case, Material, load
-from benchmarks.harness import Contestant, Measurement, Row, Target, installed, round_robin
+from benchmarks.harness import Contestant, Measurement, Row, Target, round_robin
 from benchmarks.limits import PRECISIONS, Limits
 from salkit.curves import auc, insertion_curve
+from salkit.engine.machine import installed
 from salkit.methods import LearnedMask
 from salkit.models.classifier import Classifier, Precision, SoftmaxScope
 

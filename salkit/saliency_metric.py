@@ -88,9 +88,9 @@ def leave_one_out(metric: Tensor) -> tuple[Tensor, Tensor]:
     Example:
         >>> value, alpha = leave_one_out(torch.eye(len(ALPHAS))[:3])
         >>> alpha
-        tensor([0.0500, 0.0000, 0.0000])
+        tensor([0.0000, 0.0500, 0.1000])
         >>> value
-        tensor([0., 0., 0.])
+        tensor([1., 1., 1.])
     """
     there = metric.isfinite().all(1)
     others = metric[there].double().sum(0) - metric.double()

@@ -29,10 +29,10 @@ from salkit.models import Classifier, load_classifier, resolve_device
 from salkit.models.training import Recipe
 from salkit.models.zoo import cifar10_net
 from salkit.report.runner import reproduce
-from salkit.saliency_metric import choose_alpha, saliency_metric
+from salkit.saliency_metric import saliency_metric, saliency_metric_by_alpha
 from salkit.scores import Protocol, completeness, soundness, worst_case
 from salkit.statistics import mean_interval, paired_comparison
-from salkit.studies import costs, profiles, theory
+from salkit.studies import costs, profiles, recorded, theory
 from salkit.studies.runs import Runs
 from salkit.studies.sanity import layer_randomisation
 
@@ -96,7 +96,7 @@ def kit(tmp_path):
         evaluate, classifier=kit.classifier, images=IMAGES, methods=["random"], n_steps=2, store=kit.out / "store", show_progress=False
     )
     kit.curve, kit.deletion = (partial(f, **pairs, heatmaps=HEATMAPS) for f in (insertion_curve, deletion_curve))
-    kit.metric, kit.threshold = (partial(f, **pairs, heatmaps=HEATMAPS) for f in (saliency_metric, choose_alpha))
+    kit.metric, kit.threshold = (partial(f, **pairs, heatmaps=HEATMAPS) for f in (saliency_metric, saliency_metric_by_alpha))
     kit.explain = lambda method, **change: method.attribute(**pairs | change)
     kit.random, kit.file = partial(kit.explain, Random()), file
     kit.wrong_net = lambda change: kit.score(classifier=Classifier(Net(change)), store=None)
@@ -221,7 +221,7 @@ TABLE = [
     *each(("lime", ["random"]), lambda k, v: get_method(v), r"name: expected one of \('centered_gaussian', .*\)"),
     (lambda k: get_method("random", "slow"), ValueError, r"preset: expected one of \('source', 'fast'\), got 'slow'"),
     (lambda k: get_method("learned_mask", steps=3), TypeError, r"settings: expected some of \['scale', .* got \['steps'\]"),
-    (lambda k: LearnedMask(schedule="fast", lr=0.0), ValueError, "lr: expected a positive, finite number, got 0.0"),
+    (lambda k: LearnedMask(schedule="settled", lr=0.0), ValueError, "lr: expected a positive, finite number, got 0.0"),
     (lambda k: k.explain(get_method("fong_vedaldi", mask_size=9)), ValueError, r"mask_size: expected .* sides \(8, 8\), got 9"),
     (lambda k: k.explain(get_method("grad_cam", layer="top")), ValueError, "layer: expected the name of a module of Net, got 'top'"),
     (lambda k: CaptumMethod(3), TypeError, "attribution: expected a Captum class or a function that makes one, got 3"),
@@ -249,8 +249,7 @@ TABLE = [
     (lambda k: k.score(images=image_set(images=IMAGES.double())), TypeError, "images: expected torch.float32.* got torch.float64"),
     (lambda k: k.score(distractors=torch.zeros(2, 3, 9, 9)), ValueError, r"distractors: .* the size of images, got \(2, 3, 9, 9\)"),
     (lambda k: k.score(distractors=IMAGES[:0]), ValueError, "distractors: expected at least one image, got none"),
-    (lambda k: k.score(held_out=torch.zeros(2, 3, 9, 9)), ValueError, "distractors: .* the size of held_out, got"),
-    (lambda k: k.score(held_out="val"), TypeError, "held_out: expected an ImageSet or a tensor .* got str"),
+    *each(("yes", 1, None), lambda k, v: k.score(saliency_metric=v), "saliency_metric: expected True or False", TypeError),
     (lambda k: k.score(targets=[[0], [1]]), TypeError, "targets: expected a torch.Tensor, got list"),
     (lambda k: k.score(targets=torch.zeros(2, 1)), ValueError, r"targets: expected int64 .* got torch.float32 of shape \(2, 1\)"),
     (lambda k: k.score(targets=TARGET), ValueError, r"targets: expected int64 of shape \(2, k\), got torch.int64 of shape \(2,\)"),
@@ -281,8 +280,10 @@ TABLE = [
     (lambda k: randomised(k, stages={"top": ["fc"]}), ValueError, r"modules: expected names of modules of Net, got \['fc'\]"),
     (lambda k: randomised(k, modes=["both"]), ValueError, r"modes: expected one of \('cascading', 'independent'\), got 'both'"),
     (lambda k: randomised(k, images=IMAGES), TypeError, "images: expected an ImageSet, got Tensor"),
-    (lambda k: profiles.get_profile("huge"), ValueError, r"profile: expected one of \['smoke', 'demo', 'paper'\], got 'huge'"),
+    (lambda k: profiles.get_profile("huge"), ValueError, r"profile: expected one of \['smoke', 'demo', 'overnight', 'paper'\], got 'huge'"),
     (lambda k: Runs(["smoke"]), ValueError, r"profile: expected one of .* got \['smoke'\]"),
+    (lambda k: Runs("smoke").live("gallery"), ValueError, r"name: expected one of \['sweep', 'table1_a', 'table1_b'\], got 'gallery'"),
+    (lambda k: recorded.load("smoke", "gallery"), FileNotFoundError, "smoke/gallery: expected recorded results, got none"),
     (lambda k: costs.plan("smoke", "gpu"), ValueError, "device: expected 'auto', .* got 'gpu'"),
     (lambda k: Runs("smoke", device="cuda:7"), ValueError, "device: expected 'auto', .* got 'cuda:7'"),
     (lambda k: Runs("smoke", seed=0.5), ValueError, "seed: expected an integer >= 0, got 0.5"),
@@ -409,6 +410,8 @@ SHELL = [
     ("evaluate random --device cuda:7", "device: expected 'auto', 'cpu', or 'cuda' or 'cuda:N' where there is one, got 'cuda:7'"),
     ("plan --profile huge", "profile: expected one of"),
     ("plan --device gpu", "device: expected"),
+    ("record --profile huge", "profile: expected one of"),
+    ("record --output FILE --executor slurm", "executor: expected"),
     ("reproduce --profile huge", "profile: expected one of"),
     ("reproduce --notebook 09", "notebook: expected the beginning of one of"),
     ("reproduce --output OUT -p sead=3", "parameter: expected some of ['seed', "),

@@ -60,11 +60,11 @@ def long(*values):
 
 
 def methods_run(store: Path, n: int, n_steps: int) -> None:
-    """All three phases: maps of a method that learns, curves of three methods, crops."""
+    """Maps of a method that learns, curves and crops of three methods."""
     images = load_images("cifar10-samples", n=6)
     ours = get_method("learned_mask", n_steps=n_steps, n_distractors=2, internal_batch_size=8)
     methods = {"ours": ours, "gradient": get_method("gradient_x_input"), "random": get_method("random")}
-    settings = {"distractors": images, "held_out": images.images[4:], "n_steps": 7, "images_per_batch": 1, "show_progress": False}
+    settings = {"distractors": images, "saliency_metric": True, "n_steps": 7, "images_per_batch": 1, "show_progress": False}
     evaluate(load_classifier("cifar10-resnet20", labels=(0, 3, 5)), images.sample(n), methods, store=store, **settings)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from salkit.models import Classifier
-from salkit.saliency_metric import ALPHAS, boxes, choose_alpha, crop, saliency_metric
+from salkit.saliency_metric import ALPHAS, boxes, crop, leave_one_out, saliency_metric, saliency_metric_by_alpha
 
 STAIRS = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.5, 0.0], [0.0, 0.25, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
 
@@ -172,30 +172,63 @@ def test_phangs_rule_takes_the_box_of_the_largest_region(mean_pixel):
     assert metric.item() == pytest.approx(math.log(0.25) - math.log(p), abs=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_chosen_threshold_against_loops_over_pairs_and_thresholds(seed):
+@pytest.mark.parametrize("seed", range(2))
+def test_the_metric_at_every_threshold_against_loops(seed):
     classifier = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     inputs, target, heatmaps = drawn_pairs(6, 12, seed)
     alphas = [i * 0.05 for i in range(20)] + [0.99]
     assert pytest.approx(alphas) == list(ALPHAS)
-    triples = list(zip(inputs, target.tolist(), heatmaps.numpy(), strict=True))
-    means = [np.mean([metric_by_loops(classifier, x, label, box_by_loops(m, alpha)) for x, label, m in triples]) for alpha in alphas]
-    best = int(np.argmin(means))
-    # The draw separates the best from every other threshold by more than rounding, unless their boxes are the same.
-    assert all(m == means[best] or m > means[best] + 1e-4 for m in means)
-    assert choose_alpha(classifier, inputs, target, heatmaps) == pytest.approx(alphas[best])
-    assert len(set(means)) > 10, "a grid on which all thresholds are alike would test nothing"
+    found = saliency_metric_by_alpha(classifier, inputs, target, heatmaps)
+    triples = zip(inputs, target.tolist(), heatmaps.numpy(), strict=True)
+    expected = [[metric_by_loops(classifier, x, label, box_by_loops(m, alpha)) for alpha in ALPHAS] for x, label, m in triples]
+    np.testing.assert_allclose(found, expected, atol=5e-4)
+    assert len(found.round(decimals=3).unique()) > 20, "a grid on which all thresholds are alike would test nothing"
+
+
+def left_out_by_loops(metric):
+    """Of each image the metric at the threshold that all others together like best, the lowest of several; none for a single image."""
+    there, found = [i for i, row in enumerate(metric) if not any(map(math.isnan, row))], []
+    for i, row in enumerate(metric):
+        others = [metric[j] for j in there if j != i]
+        sums = [math.fsum(other[at] for other in others) for at in range(len(ALPHAS))]
+        best = sums.index(min(sums))
+        found.append((row[best], ALPHAS[best]) if i in there and others else (math.nan, math.nan))
+    return found
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_threshold_is_the_one_that_is_best_for_the_other_images(n, seed):
+    rng = np.random.default_rng(seed)
+    drawn = torch.from_numpy(rng.normal(size=(n, len(ALPHAS))).astype(np.float32))
+    # Whole numbers have many equal sums.
+    tied = torch.from_numpy(rng.integers(-1, 2, (n, len(ALPHAS))).astype(np.float32))
+    holes = drawn.clone()
+    holes[rng.permutation(n)[: n // 2]] = torch.nan
+    for metric in (drawn, tied, holes):
+        expected = left_out_by_loops(metric.tolist())
+        np.testing.assert_allclose(torch.stack(leave_one_out(metric), 1), expected, rtol=1e-6)
+    assert torch.stack(leave_one_out(drawn)).isnan().all() == (n == 1), "one image has no others"
+    # An image's own numbers choose nothing.
+    changed = drawn.clone()
+    changed[0] = -changed[0]
+    assert torch.equal(leave_one_out(changed)[1][:1].nan_to_num(), leave_one_out(drawn)[1][:1].nan_to_num())
 
 
 def test_of_equal_thresholds_the_lowest_is_chosen(mean_pixel):
+    def chosen(inputs, heatmaps):
+        """For an image beside one that is its equal."""
+        two = [torch.cat([each, each]) for each in (inputs, heatmaps)]
+        _, alpha = leave_one_out(saliency_metric_by_alpha(mean_pixel, two[0], torch.tensor([0, 0]), two[1]))
+        return alpha.tolist()
+
     # A binary map has the whole image as its box at threshold 0 and one and the same box at all others. Here the box is better:
     inputs, heatmaps = square(0, 2.0)
-    assert choose_alpha(mean_pixel, inputs, torch.tensor([0]), heatmaps) == 0.05
+    assert chosen(inputs, heatmaps) == pytest.approx([0.05, 0.05])
     # Red around a green square: the whole image shows label 0 better.
-    inputs = torch.stack([8 * (1 - heatmaps), 8 * heatmaps, 0 * heatmaps], 1)
-    assert choose_alpha(mean_pixel, inputs, torch.tensor([0]), heatmaps) == 0.0
+    assert chosen(torch.stack([8 * (1 - heatmaps), 8 * heatmaps, 0 * heatmaps], 1), heatmaps) == [0.0, 0.0]
     # A constant map has one box for all thresholds.
-    assert choose_alpha(mean_pixel, torch.zeros(1, 3, 8, 8), torch.tensor([0]), torch.ones(1, 8, 8)) == 0.0
+    assert chosen(torch.zeros(1, 3, 8, 8), torch.ones(1, 8, 8)) == [0.0, 0.0]
 
 
 def test_equal_boxes_of_a_pair_are_evaluated_once():
@@ -204,7 +237,7 @@ def test_equal_boxes_of_a_pair_are_evaluated_once():
     distinct = sum(len({box_by_loops(heatmap, alpha) for alpha in ALPHAS}) for heatmap in heatmaps.numpy())
     assert 5 < distinct < 5 * len(ALPHAS), "some boxes are equal, not all"
     Counting.sizes.clear()
-    choose_alpha(classifier, inputs, target, heatmaps)
+    saliency_metric_by_alpha(classifier, inputs, target, heatmaps)
     assert sum(Counting.sizes) == distinct
 
 

@@ -16,7 +16,7 @@ from salkit.atomic import atomic_write
 from salkit.checks import check_choice, check_out
 from salkit.commands.options import Device, Executor, Seed, Store, Workers, console, errors, label_list, name_and_value, print_table
 from salkit.commands.store import compare_command, runs
-from salkit.commands.study import record_command, verify_command
+from salkit.commands.study import study_command, verify_command
 from salkit.commands.training import train_classifier_command, train_masker_command
 from salkit.data.files import data_dir
 from salkit.data.images import load_distractors, load_images
@@ -117,7 +117,7 @@ def evaluate_command(
         console.print(f"written to {csv}")
 
 
-app.command("record")(record_command)
+app.command("study")(study_command)
 app.command("verify")(verify_command)
 app.command("train-classifier")(train_classifier_command)
 app.command("train-masker")(train_masker_command)

@@ -15,7 +15,7 @@ from salkit.studies.runs import Runs
 Profile = Annotated[str, typer.Option(help="Whose results.")]
 
 
-def record_command(
+def study_command(
     profile: Profile = "overnight",
     output: Annotated[Path | None, typer.Option(help="Where runs go; default runs/PROFILE.")] = None,
     store: Store = None,

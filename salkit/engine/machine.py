@@ -22,10 +22,11 @@ def machine(device: str = "cpu") -> dict[str, object]:
         >>> sorted(machine())[:4]
         ['commit', 'cores', 'cpu', 'date']
     """
+    commit = _git("rev-parse", "--short", "HEAD")
     dirty = "-dirty" if _git("status", "--porcelain", "--untracked-files=no") else ""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short", "HEAD") + dirty,
+        "commit": commit + dirty if commit else "unknown",
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -61,5 +62,5 @@ def _git(*arguments: str) -> str:
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError:
-        return "unknown"
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

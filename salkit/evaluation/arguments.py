@@ -19,7 +19,7 @@ from salkit.scores import Protocol
 
 
 def check_scene(
-    classifier: Classifier, images: ImageSet | Tensor, distractors: ImageSet | Tensor | None, name: str = "images"
+    classifier: Classifier, images: ImageSet | Tensor, distractors: ImageSet | Tensor | None
 ) -> tuple[Tensor, tuple[str, ...], Tensor]:
     """Images, their names (a hash of the pixels for those without) and the pool of distractors (None: the images), all on the CPU.
 
@@ -28,12 +28,12 @@ def check_scene(
         ValueError: wrong shapes, none at all, values that are not finite, or distractors of another size than the images.
     """
     check_classifier(classifier)
-    inputs = _pixels(name, images)
-    check_precision(name, inputs, classifier)
+    inputs = _pixels("images", images)
+    check_precision("images", inputs, classifier)
     pool = inputs if distractors is None else _pixels("distractors", distractors)
     if pool.shape[1:] != inputs.shape[1:]:
         expected, got = tuple(inputs.shape[1:]), tuple(pool.shape)
-        raise ValueError(f"distractors: expected shape (P, *{expected}), the size of {name}, got {got}")
+        raise ValueError(f"distractors: expected shape (P, *{expected}), the size of images, got {got}")
     return inputs, images.ids if isinstance(images, ImageSet) else tuple(image_ids(inputs)), pool
 
 

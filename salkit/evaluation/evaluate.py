@@ -114,7 +114,7 @@ def evaluate(
     targets = check_targets(targets, classifier, inputs)
     if not isinstance(saliency_metric, bool):
         raise TypeError(f"saliency_metric: expected True or False, got {saliency_metric!r}")
-    curve = {"n_steps": len(kept) - 1, "baseline": baseline, "deletion": deletion, "blur_games": blur_games}
+    curve: dict[str, Any] = {"n_steps": len(kept) - 1, "baseline": baseline, "deletion": deletion, "blur_games": blur_games}
     with open_engine(store, executor, workers, show_progress) as engine:
         source = Source(classifier, inputs, ids, pool, device, images_per_batch)
         jobs = Jobs(name, source, seed)

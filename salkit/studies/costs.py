@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from salkit.curves import insertion_curve
+from salkit.evaluation.tasks import maps_are_kept
 from salkit.methods import LearnedMask, SaliencyMethod, same_map_for_all_labels
 from salkit.methods.base import method_cost
 from salkit.methods.masker_training import make_masker, stages, taps_of
@@ -96,7 +97,8 @@ def count_passes(
     """Forward and forward-backward passes of an evaluation: predictions, maps, curves of `n_points + 1` passes each, and crops.
 
     Insertion has a curve a pair, or one an image where the map does not depend on the label. Deletion has one an image, the games with
-    blur two more. The saliency metric takes a pass for every threshold. `study.n_points = 0` counts no curves.
+    blur two more. The saliency metric takes at most a pass for every threshold, and once more the maps that are not kept.
+    `study.n_points = 0` counts no curves.
     """
     n_points = _side(study.classifier) ** 2 if study.n_points is None else study.n_points
     per_curve, games = n_points + 1 if n_points else 0, 3 if keep.get("blur_games") else 1
@@ -109,6 +111,7 @@ def count_passes(
             maps = n_images * (n_labels if getattr(method, "depends_on_label", True) else 1)
         cost = method_cost(method)
         computed = n_images if cost.per == "image" else maps
+        computed += n_images if crops and not maps_are_kept(method) else 0
         forward += (maps + games * n_images) * per_curve + computed * cost.forward + crops * n_images
         forward_backward += computed * cost.forward_backward
     return forward, forward_backward

@@ -69,8 +69,11 @@ class Experiment:
     keep: Mapping[str, Any] = field(default_factory=dict)
 
     def classifier(self) -> Classifier:
-        """With the label list and softmax scope of the experiment; with two labels an image, of all classes."""
-        labels = self.study.lists[self.labels] if self.images == "list" else None
+        """With the softmax scope of the experiment, and its label list.
+
+        With two labels an image it has all classes, unless the study's own maskers know those of the list only.
+        """
+        labels = self.study.lists[self.labels] if self.images == "list" or not self.study.small_maskers else None
         return load_classifier(self.study.classifier, labels, self.protocol.softmax_over)
 
     def labels_per_image(self) -> int:

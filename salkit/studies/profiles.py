@@ -34,7 +34,7 @@ class Study:
         l1: weight of the mask's area, about one over the number of pixels.
         n_points: points of a curve; None for every pixel count.
         schedule, precision: of mask learning, see `LearnedMask`.
-        n_steps, n_distractors, lr: None for those of the schedule.
+        n_steps: None for those of the schedule.
         maskers: how many training images notebook 00 shows to Dabkowski and Gal's masker in each of two phases, and to Phang's.
         small_maskers: whether maskers are trained in small batches and crops, with a narrow decoder and a class embedding that starts from
             the classifier's weights.
@@ -50,8 +50,6 @@ class Study:
     schedule: Name = "settled"
     precision: PrecisionChoice = "float32"
     n_steps: int | None = None
-    n_distractors: int | None = None
-    lr: float | None = None
     maskers: tuple[int, int, int] = (120, 360, 360)
     small_maskers: bool = True
     images_per_batch: int = 20
@@ -68,8 +66,8 @@ class Study:
 
     def learned_mask(self, protocol: Protocol, **settings: object) -> LearnedMask:
         """The paper's method with this study's settings."""
-        names = ("schedule", "precision", "n_steps", "n_distractors", "lr", "l1")
-        return LearnedMask(**({name: getattr(self, name) for name in names} | {"loss": protocol.loss} | settings))  # type: ignore[arg-type]
+        names = ("schedule", "precision", "n_steps", "l1")
+        return LearnedMask(**({name: getattr(self, name) for name in names} | {"loss": protocol.loss} | settings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +213,7 @@ def table1_methods(
     return prior | ours | {"Random": Random(), "Centered Gaussian": CenteredGaussian()} | cheating | extra
 
 
-def our_methods(study: Study, protocol: Protocol, **settings: object) -> dict[str, SaliencyMethod]:
+def our_methods(study: Study, protocol: Protocol, **settings: object) -> dict[str, LearnedMask]:
     """The paper's four settings of its method; `settings` apply to all of them."""
     return {
         "Ours": study.learned_mask(protocol, **settings),

@@ -169,6 +169,17 @@ def settled(choice: str, method: str, at_c: xr.Dataset, at_2c: xr.Dataset) -> pd
     return pd.DataFrame(rows, columns=["choice", "method", "score", "at_c", "at_2c", "difference", "low", "high", "n", "settled"])
 
 
+def settled_sentence(table: pd.DataFrame) -> str:
+    """What `settled` found for several choices, in words."""
+    worst = table.loc[table.difference.abs().idxmax()]
+    whole = int((table[["low", "high"]].abs().max(axis=1) < SETTLED).sum())
+    return (
+        f"{int(table.settled.sum())} of {len(table)} mean differences are below {SETTLED}, of {whole} the whole interval is. The largest: "
+        f"{worst.score} of {worst.method}, {worst.choice}, {worst.difference:+.3f} [{worst.low:+.3f}, {worst.high:+.3f}], "
+        f"{worst.n} images."
+    )
+
+
 def by_length(evaluations: Mapping[float, tuple[xr.Dataset, str]], pairs: xr.DataArray) -> pd.DataFrame:
     """Scores of schedules of different lengths on the same images and labels.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,13 +47,15 @@ def settings_of(method: SaliencyMethod) -> str:
     return json.dumps(without_versions(describe(method)), sort_keys=True)
 
 
-def is_recorded(profile: str, experiment: Experiment, method: str) -> bool:
-    """Whether the results of a method are recorded, of as many images and with the same settings."""
+def is_recorded(profile: str, experiment: Experiment, method: str, images: Sequence[str]) -> bool:
+    """Whether the results of a method are recorded, with the same data, net and settings, and the images of these names come first."""
     path = path_of(profile, experiment.name, method)
     if not path.is_file():
         return False
     with xr.open_dataset(path, engine="scipy") as found:
-        return found.attrs["settings"] == settings_of(experiment.methods[method]) and found.sizes["image"] >= experiment.n_images
+        then = (found.attrs["data"], found.attrs["classifier"], found.settings.item())
+        now = (experiment.study.data, experiment.study.classifier, settings_of(experiment.methods[method]))
+        return then == now and found.image.values[: len(images)].tolist() == list(images)
 
 
 def save(profile: str, experiment: str, result: xr.Dataset) -> Path:
@@ -63,7 +66,7 @@ def save(profile: str, experiment: str, result: xr.Dataset) -> Path:
     (method,) = result.method.values.tolist()
     path = path_of(profile, experiment, method)
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoding: dict[str, dict[str, Any]] = {name: {"dtype": "float32"} for name, values in result.items() if values.dtype == np.float64}
+    encoding: dict[str, dict[str, Any]] = {str(name): {"dtype": "float32"} for name, values in result.items() if values.dtype == np.float64}
     if "map" in result:
         encoding["map"] = {"dtype": "int16", "scale_factor": STEP, "_FillValue": np.int16(-32768)}
     with atomic_write(path) as part:
@@ -106,11 +109,11 @@ def load_other(profile: str, experiment: str) -> xr.Dataset:
 
 
 def source(result: xr.Dataset) -> str:
-    """Where the numbers of an evaluation come from, in words: recorded, with machine, dates and hours, or computed in this run.
+    """Where the numbers of an evaluation come from, in words: recorded, with machine, dates and core hours, or computed in this run.
 
     Example:
         >>> print(source(load("overnight", "sweep")))  # doctest: +SKIP
-        Recorded 2026-11-27 on AMD EPYC (family 25, model 17, AVX512), 2 cores, commit b159df7: 20 images, 10 labels each, 0.4 hours.
+        Recorded 2026-11-27 on AMD EPYC (family 25, model 17, AVX512), 2 cores, commit b159df7: 20 images, 10 labels each, 0.4 core hours.
     """
     n, k = result.sizes["image"], result.sizes["label"]
     size = f"{n} images, {k} labels each"
@@ -120,9 +123,9 @@ def source(result: xr.Dataset) -> str:
     days = " to ".join(dict.fromkeys([about["recorded_on"][0], about["recorded_on"][-1]]))
     spent = sorted({f"{value:,.0f}" for value in result.composites.values if value == value}, key=len)
     masks = f", learned masks of {' or '.join(spent)} composites a pair" if spent else ""
-    hours = float(result.seconds.sum()) / 3600
+    hours = float(result.core_seconds.sum()) / 3600
     where = f"{', '.join(about['processor'])}, {'/'.join(about['cores'])} cores, commit {', '.join(about['commit'])}"
-    return f"Recorded {days} on {where}: {size}{masks}, {hours:.1f} hours."
+    return f"Recorded {days} on {where}: {size}{masks}, {hours:.1f} core hours."
 
 
 def _open(path: Path) -> xr.Dataset:
@@ -177,7 +180,7 @@ def pictures(result: xr.Dataset, store: Store) -> dict[str, tuple[tuple[str, ...
     return {"picture": (("method", "pictured", "label", "row", "column"), scaled[None])}
 
 
-def provenance(method: SaliencyMethod, seconds: float) -> dict[str, tuple[str, list[Any]]]:
+def provenance(method: SaliencyMethod, core_seconds: float) -> dict[str, tuple[str, list[Any]]]:
     """Coordinates of a method's results: settings, composites a pair, and where, when and from which commit they come."""
     where = machine()
     about = {
@@ -185,10 +188,10 @@ def provenance(method: SaliencyMethod, seconds: float) -> dict[str, tuple[str, l
         "composites": composites(method),
         "recorded_on": str(where["date"])[:10],
         "processor": str(where["cpu"]),
-        "cores": int(where["cores"]),
+        "cores": os.cpu_count(),
         "versions": ", ".join(f"{name} {installed(name)}" for name in LIBRARIES),
         "commit": str(where["commit"]),
-        "seconds": round(seconds, 1),
+        "core_seconds": round(core_seconds, 1),
     }
     return {name: ("method", [value]) for name, value in about.items()}
 

@@ -118,12 +118,14 @@ class Runs:
             given: dict[str, Any] = {"targets": scene.targets, "distractors": scene.pool, "protocol": part.protocol}
             given |= {"n_steps": part.study.n_points, "images_per_batch": part.study.images_per_batch, "seed": seed, "device": self.device}
             given |= {"store": engine.store, "executor": self.executor, "workers": self.workers}
-            given |= {"keep_curves": True, "keep_heatmaps": maps}
-            result = evaluate(classifier, scene.images, part.methods, name=part.name, **given | part.keep)
-            if part.images == "mosaics" and maps:
+            mosaics = part.images == "mosaics"
+            given |= {"keep_curves": True, "keep_heatmaps": maps or mosaics}
+            result = evaluate(classifier, scene.images, part.methods, name=part.name, **given | dict(part.keep))
+            if mosaics:
                 result = add_localisation(result)
             if maps:
-                result = result.drop_vars(["heatmap", "pixels"]).assign(recorded.pictures(result, engine.store))
+                result = result.assign(recorded.pictures(result, engine.store))
+        result = result.drop_vars(["heatmap", "pixels"], errors="ignore")
         return result.assign_attrs(data=part.study.data, classifier=part.study.classifier)
 
     def record(self) -> Iterator[tuple[str, str, bool]]:
@@ -133,17 +135,20 @@ class Runs:
             Experiment, method, and whether its results are there; first that it is to be computed, then that it has been.
         """
         for part in self.experiments():
+            with self._engine() as engine:
+                images = part.scene(part.classifier(), self.seed + part.seed, engine, self.device).images.ids
             for name, method in part.methods.items():
-                if not recorded.is_recorded(self.profile, part, name):
+                if not recorded.is_recorded(self.profile, part, name, images):
                     yield part.name, name, False
-                    start = time.perf_counter()
+                    start = time.process_time()
                     result = self.evaluate(replace(part, methods={name: method}), maps=True)
-                    about = recorded.provenance(method, time.perf_counter() - start)
+                    about = recorded.provenance(method, time.process_time() - start)
                     recorded.save(self.profile, part.name, result.assign_coords(about))
                 yield part.name, name, True
-        if not recorded.path_of(self.profile, "sanity").is_file():
-            yield "sanity", "layer randomisation", False
-            recorded.save_other(self.profile, "sanity", self.sanity())
+        if self.chosen.images["sanity"]:
+            if not recorded.path_of(self.profile, "sanity").is_file():
+                yield "sanity", "layer randomisation", False
+                recorded.save_other(self.profile, "sanity", self.sanity())
             yield "sanity", "layer randomisation", True
 
     def table1(self) -> xr.Dataset:

@@ -38,12 +38,12 @@ class Cell:
 
 
 def recorded_cells(runs: Runs) -> dict[Cell, float]:
-    """All recorded cells of the profile's experiments -> seconds that each took.
+    """All recorded cells of the profile's experiments -> seconds that each took on one core.
 
     Raises:
         ValueError: a method is recorded with other settings than the profile has now.
     """
-    cells = {}
+    cells: dict[Cell, float] = {}
     for part in runs.experiments():
         for name, method in part.methods.items():
             path = recorded.path_of(runs.profile, part.name, name)
@@ -53,7 +53,7 @@ def recorded_cells(runs: Runs) -> dict[Cell, float]:
                 now, then = recorded.settings_of(method), found.settings.item()
                 if now != then:
                     raise ValueError(f"{path}: expected results with the settings {now}, got {then}")
-                share = found.seconds.item() / found.sizes["image"]
+                share = found.core_seconds.item() / found.sizes["image"]
                 cells |= {Cell(part.name, name, image): share for image in found.image.values.tolist()}
     return cells
 
@@ -68,7 +68,7 @@ def sample(cells: Mapping[Cell, float], minutes: float, n: int | None = None, se
     """
     if not cells or (n or 0) > len(cells):
         raise ValueError(f"n: expected 1 to {len(cells)} recorded cells, got {n}")
-    n = n or max(1, min(len(cells), int(60 * minutes / np.mean(list(cells.values())))))
+    n = n or max(1, min(len(cells), int(60 * minutes * torch.get_num_threads() / np.mean(list(cells.values())))))
     order = np.random.default_rng(seed).permutation(len(cells))
     every = list(cells)
     return [every[i] for i in order[:n]]

@@ -39,7 +39,8 @@ def test_plan_prints_passes_and_hours(run, monkeypatch):
     monkeypatch.setattr(costs, "_seconds_per_pass", lambda study, device: (0.001, 0.003))
     result = run("plan", "--profile", "paper", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert "672,864,800" in result.output
+    # Notebook 02: predictions of 1,000 images, then for five methods a curve of 1,025 points for each of ten labels and one of deletion.
+    assert f"{1_000 + 5 * 1_000 * (10 + 1) * 1_025:,}" in result.output
     assert "03_imagenette_table1" in result.output
 
 

@@ -10,7 +10,7 @@ from salkit.evaluation.evaluate import evaluate
 from salkit.masking import rise_blur
 from salkit.methods import get_method, same_map_for_all_labels
 from salkit.models import Classifier
-from salkit.saliency_metric import choose_alpha, saliency_metric
+from salkit.saliency_metric import ALPHAS, saliency_metric, saliency_metric_by_alpha
 from salkit.scores import PROTOCOLS, Protocol, completeness, soundness
 
 METHODS = {
@@ -47,8 +47,8 @@ def scores(score):
 
 @pytest.fixture(scope="module")
 def everything(reference):
-    """Two images with everything on; the other two are held out."""
-    return {"images": reference["images"][:2], "held_out": reference["images"][2:], "blur_games": True}
+    """Three images with everything on."""
+    return {"images": reference["images"][:3], "saliency_metric": True, "blur_games": True}
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_image_sets_give_names_and_pixels(score, reference_classifier):
 
 
 def test_games_against_the_curves_of_the_predicted_label(full, reference_classifier, reference):
-    inputs, prediction = reference["images"][:2], reference["target_best"][:2].long()
+    inputs, prediction = reference["images"][:3], reference["target_best"][:3].long()
     assert full.games.dims == ("method", "image", "game", "infill", "rule")
     assert full.game.values.tolist() == ["insertion", "deletion"]
     infills = {"gray": 0.0, "blur": rise_blur(inputs)}
@@ -152,14 +152,14 @@ def test_games_against_the_curves_of_the_predicted_label(full, reference_classif
                     ours = full.games.sel({"method": name, "game": game, "infill": infill, "rule": rule})
                     # Passes of another size round differently.
                     np.testing.assert_allclose(ours, auc(curve, rule, game=game), atol=1e-5)
-    flat = full.games.sel({"method": "gaussian"}).values.reshape(2, -1)
+    flat = full.games.sel({"method": "gaussian"}).values.reshape(3, -1)
     assert all(len(set(areas.round(4).tolist())) == 8 for areas in flat), "games that are alike would hide a mix-up"
 
 
 @pytest.mark.parametrize("deletion", ["prediction", "all"])
 def test_games_take_the_predicted_labels_map_also_where_labels_are_chosen(score, full, everything, reference, deletion):
     # The prediction comes last among these labels.
-    chosen = score(**everything, targets=reference["probs"][:2].topk(3).indices.flip(1), deletion=deletion)
+    chosen = score(**everything, targets=reference["probs"][:3].topk(3).indices.flip(1), deletion=deletion)
     np.testing.assert_allclose(chosen.games, full.games, atol=1e-5)
     np.testing.assert_allclose(chosen.saliency_metric, full.saliency_metric, atol=1e-4)
 
@@ -175,20 +175,26 @@ def test_games_that_were_not_played_are_missing(score):
     assert blur.games.sel({"infill": "blur"}).notnull().all()
 
 
-def test_held_out_images_choose_the_threshold_of_the_saliency_metric(full, scores, reference_classifier, reference):
-    images, prediction = reference["images"], reference["target_best"].long()
-    assert not {"saliency_metric", "alpha"} & set(scores.data_vars), "without held-out images there is none"
+def test_the_other_images_choose_the_threshold_of_the_saliency_metric(full, scores, reference_classifier, reference):
+    images, prediction = reference["images"][:3], reference["target_best"][:3].long()
+    assert not {"saliency_metric", "saliency_metric_by_alpha", "alpha"} & set(scores.data_vars), "it was not asked for"
     assert full.saliency_metric.dims == ("method", "image", "box")
     assert full.box.values.tolist() == ["threshold", "largest_component"]
-    assert full.alpha.dims == ("method",)
+    assert full.alpha.dims == ("method", "image")
+    assert full.saliency_metric_by_alpha.dims == ("method", "image", "tried")
+    assert full.tried.values.tolist() == list(ALPHAS)
     for name, method in METHODS.items():
-        heatmaps = method.attribute(reference_classifier, images, prediction)
-        alpha = choose_alpha(reference_classifier, images[2:], prediction[2:], heatmaps[2:])
-        assert full.alpha.sel({"method": name}).item() == pytest.approx(alpha, abs=1e-6)
-        for box in ("threshold", "largest_component"):
-            metric = saliency_metric(reference_classifier, images[:2], prediction[:2], heatmaps[:2], alpha, rule=box)
-            # Gradients of passes of another size round differently, and the metric is a logarithm.
-            np.testing.assert_allclose(full.saliency_metric.sel({"method": name, "box": box}), metric, atol=1e-4)
+        heatmaps, found = method.attribute(reference_classifier, images, prediction), full.sel({"method": name})
+        pairs = (reference_classifier, images, prediction, heatmaps)
+        # Gradients of passes of another size round differently, and the metric is a logarithm.
+        np.testing.assert_allclose(found.saliency_metric_by_alpha, saliency_metric_by_alpha(*pairs), atol=1e-4)
+        largest = saliency_metric(*pairs, rule="largest_component")
+        np.testing.assert_allclose(found.saliency_metric.sel(box="largest_component"), largest, atol=1e-4)
+        for i in range(3):
+            others = found.saliency_metric_by_alpha.drop_isel(image=i).mean("image")
+            best = int(others.argmin("tried"))
+            assert found.alpha[i].item() == pytest.approx(ALPHAS[best])
+            assert found.saliency_metric.sel(box="threshold")[i] == found.saliency_metric_by_alpha[i, best]
 
 
 def test_label_correlation_of_methods_that_ignore_the_label_is_one(score, scores):

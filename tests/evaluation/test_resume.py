@@ -23,6 +23,7 @@ from salkit.evaluation.results import open_results
 from salkit.methods import get_method
 from salkit.methods.base import LearnedMap
 from salkit.models import Classifier
+from salkit.saliency_metric import ALPHAS
 from salkit.scores import Protocol
 
 
@@ -56,9 +57,6 @@ IDS = ("cat", "dog", "fox", "owl")
 def image_set(ids, seed):
     pixels = torch.randn(len(ids), 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     return ImageSet(pixels, torch.zeros(len(ids), dtype=torch.int64), ids, ("a", "b", "c"), (0.0,) * 3, (1.0,) * 3)
-
-
-HELD_OUT = image_set(("held 0", "held 1"), 2)
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +132,7 @@ def changed_pixel(net, images):
         ({"baseline": 0.5}, True, 0),
         ({"deletion": "all"}, True, 0),
         ({"blur_games": True}, True, 0),
+        ({"saliency_metric": True}, True, 0),
         ({"keep_heatmaps": True}, True, 0),  # the gradient's maps had not been kept
         ({"methods": {"ours": Learned(), "turned": Learned(turn=2.0)}}, True, 12),  # one more
         ({"methods": METHODS | {"ours": Learned(turn=2.0)}}, True, 12),
@@ -153,14 +152,15 @@ def test_a_change_computes_only_what_depends_on_it(run, net, images, seen, chang
     assert seen == []
 
 
-def test_held_out_images_choose_the_same_threshold(run, store, seen):
-    held_out = HELD_OUT.images
-    first, again = run(held_out=held_out), run(held_out=held_out)
+def test_the_saliency_metric_is_kept_like_everything_else(run, store, seen):
+    first, again = run(saliency_metric=True), run(saliency_metric=True)
     assert seen == []
     xr.testing.assert_identical(first, again)
-    xr.testing.assert_identical(first, run(held_out=held_out, store=None))
+    xr.testing.assert_identical(first, run(saliency_metric=True, store=None))
     assert Store(store).prune() == []
-    xr.testing.assert_identical(first.drop_vars(["saliency_metric", "alpha", "box"]), run().drop_vars("box"))
+    own = ["saliency_metric", "saliency_metric_by_alpha", "alpha"]
+    assert first[own].notnull().all().to_array().all()
+    xr.testing.assert_identical(first.drop_vars([*own, "box", "tried"]), run().drop_vars(["box", "tried"]))
 
 
 def test_labels_of_ones_own_are_read_back_with_their_names(run, store):
@@ -177,25 +177,30 @@ def shards(store, method, *kinds):
 
 
 def test_half_a_run_is_opened_with_holes_and_says_what_is_missing(run, store):
-    whole = run(keep_curves=True, held_out=HELD_OUT.images)
+    whole = run(keep_curves=True, saliency_metric=True)
     xr.testing.assert_identical(open_results(store, "eval"), whole)
-    for path in [shards(store, "gradient", "curves")[1], *shards(store, "random", "curves", "crops")]:  # images 2 and 3, and all
+    last = [shards(store, "gradient", "curves")[1], shards(store, "ours", "crops")[1]]  # images 2 and 3
+    for path in [*last, *shards(store, "random", "curves", "crops")]:
         path.unlink()
     half = open_results(store)
-    assert half.attrs["missing"] == "gradient: curves 2 of 4; random: curves 0 of 4; random: crops 0 of 4"
+    assert half.attrs["missing"] == "ours: crops 2 of 4; gradient: curves 2 of 4; random: curves 0 of 4; random: crops 0 of 4"
     there = half.insertion_auc.notnull().all("label")
     assert there.values.tolist() == [[True] * 4, [True, True, False, False], [False] * 4]
     for name in ("insertion_auc", "completeness", "soundness", "label_correlation", "games", "insertion_curve", "tie_share"):
         xr.testing.assert_identical(half[name], whole[name].where(there))
-    assert half.saliency_metric.notnull().all(("image", "box")).values.tolist() == [True, True, False]
+    assert half.saliency_metric.notnull().all("box").values.tolist() == [[True, True, False, False], [True] * 4, [False] * 4]
+    # Of two images each has the threshold that is best for the other.
+    by_alpha = whole.saliency_metric_by_alpha.sel({"method": "ours"})[:2].values
+    np.testing.assert_allclose(half.alpha.sel({"method": "ours"})[:2], [ALPHAS[by_alpha[1].argmin()], ALPHAS[by_alpha[0].argmin()]])
+    xr.testing.assert_identical(half.alpha.sel({"method": "gradient"}), whole.alpha.sel({"method": "gradient"}))
     xr.testing.assert_identical(half.prob, whole.prob)
-    names = r"\['evaluation-\w{8}', 'evaluation_held_out-\w{8}'\]"
-    with pytest.raises(StoreError, match=f"expected an evaluation whose name begins with 'table9', got {names}"):
+    with pytest.raises(StoreError, match=r"expected an evaluation whose name begins with 'table9', got \['evaluation-\w{8}'\]"):
         open_results(store, "table9")
     for path in shards(store, "ours", "curves") + shards(store, "gradient", "curves"):
         path.unlink()
     none = open_results(store)
-    assert none.attrs["missing"].startswith("ours: curves 0 of 4; gradient: curves 0 of 4; random: curves 0 of 4")
+    of_ours, of_random = "ours: curves 0 of 4; ours: crops 2 of 4", "random: curves 0 of 4; random: crops 0 of 4"
+    assert none.attrs["missing"] == f"{of_ours}; gradient: curves 0 of 4; {of_random}"
     assert "insertion_auc" not in none
     xr.testing.assert_identical(none.prob, whole.prob)
 
@@ -243,13 +248,15 @@ def test_many_failures_are_counted(run):
     assert str(raised.value).count("image") == 20
 
 
-def test_failures_of_held_out_images_leave_the_metric_out(run, store):
-    Learned.broken.update(("held 1", label) for label in range(3))
-    with pytest.raises(ShardError, match=r"evaluation_held_out, ours: maps, image held 1, label \d: ArithmeticError"):
-        run(held_out=HELD_OUT)
-    assert open_results(store).saliency_metric.isnull().all(("image", "box")).values.tolist() == [True, False, False]
+def test_the_saliency_metric_of_an_image_that_fails_is_missing(run, store):
+    Learned.broken.update(("fox", label) for label in range(3))
+    with pytest.raises(ShardError, match=r"evaluation, ours: maps, image fox, labels 0, 1, 2: ArithmeticError"):
+        run(saliency_metric=True)
+    half = open_results(store)
+    assert half.attrs["missing"] == "ours: maps 3 of 4; ours: curves 3 of 4; ours: crops 3 of 4"
+    assert half.saliency_metric.notnull().all("box").values.tolist() == [[True, True, False, True], [True] * 4, [True] * 4]
     Learned.broken.clear()
-    xr.testing.assert_identical(run(held_out=HELD_OUT), run(held_out=HELD_OUT, store=None))
+    xr.testing.assert_identical(run(saliency_metric=True), run(saliency_metric=True, store=None))
 
 
 def test_the_command_line_ends_with_code_1_and_the_pairs(store, monkeypatch):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -146,16 +148,44 @@ def test_the_device_changes_nothing(reference_classifier, reference, images, nam
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-3, rtol=0)
 
 
-def test_fast_draws_take_all_of_the_pool_before_any_image_comes_again(quadrant, images):
-    method = LearnedMask(schedule="fast", scale=1, n_steps=7, n_distractors=2)
-    assert (method.lr, LearnedMask(schedule="fast").n_steps, LearnedMask(schedule="fast", n_steps=3).n_steps) == (0.5, 200, 3)
-    assert get_method("learned_mask", "fast") == LearnedMask(schedule="fast"), "one meaning of fast"
+def test_settled_draws_take_all_of_the_pool_before_any_image_comes_again(quadrant, images):
+    method = LearnedMask(schedule="settled", scale=1, n_steps=7, n_distractors=2)
     _, draws = method._infills(Pairs(quadrant, images[:2], torch.tensor([0, 1]), images, 0, ["a", "b"]))
     for i, drawn in enumerate(draws.flatten(1).tolist()):
         assert i not in drawn, "an image is not its own distractor"
         for start in (0, 4, 8):
             assert sorted(drawn[start : start + 4]) == sorted(set(range(5)) - {i})
     assert draws[0, 0].tolist() + draws[0, 1].tolist() != draws[0, 2].tolist() + draws[0, 3].tolist(), "in another order each time"
+
+
+def test_schedules_fill_in_what_is_not_given():
+    settled = LearnedMask(schedule="settled")
+    assert (settled.n_steps, settled.lr, settled.n_distractors) == (500, 0.3, 1)
+    assert LearnedMask(schedule="settled", n_steps=3, n_distractors=2) == replace(settled, n_steps=3, n_distractors=2)
+    assert (LearnedMask().n_steps, LearnedMask().lr, LearnedMask().n_distractors) == (2000, 0.05, 10)
+    assert get_method("learned_mask", "fast") == settled, "one meaning of fast"
+
+
+@pytest.mark.parametrize("schedule", ["settled", "paper"])
+def test_the_rate_of_the_settled_schedule_falls_to_zero(reference_classifier, reference, schedule):
+    """A loop of torch's own Adam, whose rate `LinearLR` lowers by the same amount every step."""
+    inputs, n_steps, lr = reference["images"][:1], 9, 0.4
+    method = LearnedMask(schedule=schedule, scale=1, tv=0.0, l1=1e-3, infill="gray", n_steps=n_steps, lr=lr)
+    logits = torch.zeros(1, 1, 32, 32, requires_grad=True)
+    adam = torch.optim.Adam([logits], lr)
+    falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0 if schedule == "settled" else 1.0, n_steps)
+    steps = method.trajectory(reference_classifier, inputs, torch.tensor([4]))
+    for i, found in enumerate(steps):
+        adam.zero_grad()
+        assert adam.param_groups[0]["lr"] == pytest.approx(lr * (1 - i / n_steps) if schedule == "settled" else lr)
+        (1e-3 * logits.sigmoid().sum() - reference_classifier(inputs * logits.sigmoid())[0, 4]).backward()
+        adam.step()
+        falling.step()
+        # Adam amplifies rounding where the gradient is almost 0.
+        assert (found - logits[:, 0]).abs().mean() < 1e-3
+    assert i == n_steps - 1
+    other = LearnedMask(schedule="paper" if schedule == "settled" else "settled", scale=1, l1=1e-3, infill="gray", n_steps=n_steps, lr=lr)
+    assert (replace(other, tv=0.0).learn(reference_classifier, inputs, torch.tensor([4])) - found).abs().mean() > 0.1
 
 
 def test_masks_in_bfloat16_are_close_and_in_float32(reference_classifier, images):

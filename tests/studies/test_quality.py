@@ -25,7 +25,7 @@ def classifier():
 
 def test_scores_along_the_way_end_where_learning_ends(classifier, samples):
     images = samples.subset([3, 7])
-    steps = {"a": {"n_steps": 7}, "b": {"n_steps": 3, "schedule": "fast"}}
+    steps = {"a": {"n_steps": 7}, "b": {"n_steps": 3, "schedule": "settled"}}
     methods = {name: LearnedMask(scale=4, n_distractors=2, **settings) for name, settings in steps.items()}
     found = learning_quality(classifier, images, samples, methods, 3, 8, seed=5)
     assert {name: sorted(set(rows.composites)) for name, rows in found.groupby("schedule")} == {"a": [2, 4, 10, 14], "b": [2, 4, 6]}
@@ -47,7 +47,7 @@ def test_scores_along_the_way_end_where_learning_ends(classifier, samples):
 
 def test_stopping_early_is_the_beginning_of_the_whole(classifier, samples):
     settings = (classifier, samples.subset([0]), samples)
-    for schedule in ("paper", "fast"):
+    for schedule in ("paper", "settled"):
         method = {"m": LearnedMask(scale=4, schedule=schedule, n_steps=10, n_distractors=3)}
         whole, part = learning_quality(*settings, method, 2, 4), learning_quality(*settings, method, 2, 4, most=8)
         assert sorted(set(part.composites)) == [3, 6]
