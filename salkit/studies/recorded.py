@@ -130,7 +130,12 @@ def source(result: xr.Dataset) -> str:
 
 def _open(path: Path) -> xr.Dataset:
     with xr.open_dataset(path, engine="scipy") as opened:
-        return opened.load()
+        found = opened.load()
+    if "picture" in found:
+        # Images have names, so that a picture stays with its image in every selection; NaN for images without one.
+        pictured = found.picture.rename(pictured="image").assign_coords(image=found.image[: found.sizes["pictured"]])
+        found["picture"] = pictured.reindex(image=found.image)
+    return found
 
 
 def joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:
