@@ -178,7 +178,7 @@ def against_published(measured: pd.DataFrame, evaluation: xr.Dataset, method: st
         method: its method with the same settings but for the schedule.
 
     Returns:
-        Columns `score, published, settled, difference, low, high, n`: means over images, and the paired difference, settled minus published.
+        Columns `score, published, settled, difference, low, high, n`: means over images, and the paired difference settled - published.
     """
     ends = measured[(measured.schedule == "paper") & (measured.composites == measured.composites.max()) & (measured.seed == 0)]
     ends = ends[ends.image.isin(evaluation.image.values)].sort_values("predicted", ascending=False, kind="stable")
