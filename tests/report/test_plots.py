@@ -111,6 +111,11 @@ def test_titles_say_how_many_images_each_axis_has(table):
     (axis,) = plots.best_effort({"own": some}).axes
     assert axis.get_title() == f"own\nbest effort: n = 2 images; soundness: n = {sound.min()} to {sound.max()}"
     assert sound.min() < sound.max()
+    # A method without one of the metrics has no point, and changes no count.
+    more = pd.concat([table, table[(table.method == "0") & (table.metric == "soundness")].assign(method="RISE")])
+    (axis,) = plots.completeness_soundness(more).axes
+    assert axis.get_title() == "n = 3 images"
+    assert list(points(axis)) == ["0", "0.1"]
 
 
 def test_one_image_has_points_without_bars(table):
