@@ -178,21 +178,23 @@ def _scores_beside(worst: Mapping[str, pd.DataFrame], method: str) -> str:
     return "\n".join(lines)
 
 
-def mosaics(result: xr.Dataset, images: Sequence[int] = (0, 1)) -> Figure:
+def mosaics(result: xr.Dataset, images: ImageSet, n_images: int = 2) -> Figure:
     """Mosaics with two true labels: each row a method, for each mosaic the maps of its left and of its right label.
 
     A frame marks the half that the label is in. Below a map are g and the shares in that half: of the map's mass, and of the tenth of the
     pixels that is most salient. 50 % is what a map that ignores the label scores on average over the two.
 
     Args:
-        result: an evaluation of mosaics with heatmaps, as `salkit.studies.mosaics.add_localisation` returns it.
-        images: places of the mosaics to show.
+        result: an evaluation of mosaics with maps, as `salkit.studies.mosaics.add_localisation` returns it.
+        images: the mosaics.
+        n_images: how many to show.
     """
+    result = with_maps(result.isel(image=slice(n_images)), images)
     names = result.method.values
-    figure = plt.figure(figsize=(4.4 * len(images) + 0.3, 2.5 * (len(names) + 1)), layout="constrained")
-    grid = figure.add_gridspec(len(names) + 1, 2 * len(images))
-    for column, image in enumerate(images):
-        one = result.isel(image=image)
+    figure = plt.figure(figsize=(4.4 * result.sizes["image"] + 0.3, 2.5 * (len(names) + 1)), layout="constrained")
+    grid = figure.add_gridspec(len(names) + 1, 2 * result.sizes["image"])
+    for column in range(result.sizes["image"]):
+        one = result.isel(image=column)
         top = figure.add_subplot(grid[0, 2 * column : 2 * column + 2])
         _show(top, one.pixels.values.clip(0, 1), "")
         for label, side in enumerate(("left", "right")):

@@ -53,6 +53,7 @@ class Experiment:
         seed: added to that of the run.
         only: names of the images; all by default.
         keep: what else `evaluate` keeps or plays.
+        pictured: whether maps are recorded, for figures.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Experiment:
     seed: int = 0
     only: tuple[str, ...] = ()
     keep: Mapping[str, Any] = field(default_factory=dict)
+    pictured: bool = False
 
     def classifier(self) -> Classifier:
         """With the softmax scope of the experiment, and its label list.
@@ -126,12 +128,17 @@ def experiments(profile: Profile, checkpoints: str | Path | None = None) -> list
 
     def rows(group: str, labels: str) -> Experiment:
         methods = {name: table1[name] for name in profiles.ROWS[group]}
-        settings: dict[str, Any] = {"labels": labels, "methods": methods, "n_images": n[group], "keep": everything}
+        settings: dict[str, Any] = {"labels": labels, "methods": methods, "n_images": n[group], "keep": everything, "pictured": True}
         return Experiment(name=f"table1_{labels}", notebook="03", study=imagenet, **settings)
 
     def two(name: str, group: str) -> Experiment:
         methods = {name: table1[name] for name in profiles.ROWS[group]}
-        settings: dict[str, Any] = {"images": name.replace("_", " "), "methods": methods, "n_images": n[name.replace("_", " ")]}
+        settings: dict[str, Any] = {
+            "images": name.replace("_", " "),
+            "methods": methods,
+            "n_images": n[name.replace("_", " ")],
+            "pictured": True,
+        }
         return Experiment(name=name, notebook="04", study=imagenet, **settings)
 
     def protocol(scope: SoftmaxScope, loss: Loss) -> Experiment:
@@ -163,7 +170,7 @@ def experiments(profile: Profile, checkpoints: str | Path | None = None) -> list
     found = [
         *(rows(group, first) for group in ("ours", "variants", "cheap")),
         *(rows(group, labels) for labels in others for group in ("ours", "variants", "cheap")),
-        Experiment(name="sweep", notebook="02", study=cifar10, methods=sweep, n_images=n["sweep"]),
+        Experiment(name="sweep", notebook="02", study=cifar10, methods=sweep, n_images=n["sweep"], pictured=True),
         rows("prior", first),
         *(two("mosaics", group) for group in ("ours", "variants", "cheap")),
         again("second_seed", imagenet, {name: table1[name] for name in repeated}, everything),

@@ -169,6 +169,31 @@ def settled(choice: str, method: str, at_c: xr.Dataset, at_2c: xr.Dataset) -> pd
     return pd.DataFrame(rows, columns=["choice", "method", "score", "at_c", "at_2c", "difference", "low", "high", "n", "settled"])
 
 
+def against_published(measured: pd.DataFrame, evaluation: xr.Dataset, method: str) -> pd.DataFrame:
+    """The settled schedule beside the published one, on the pairs for which both have been run.
+
+    Args:
+        measured: rows of `learning_quality`, with the published schedule to its end; `label` is the label's name.
+        evaluation: with the same images and labels.
+        method: its method with the same settings but for the schedule.
+
+    Returns:
+        Columns `score, published, settled, difference, low, high, n`: means over images, and the paired difference, settled minus published.
+    """
+    ends = measured[(measured.schedule == "paper") & (measured.composites == measured.composites.max()) & (measured.seed == 0)]
+    ends = ends[ends.image.isin(evaluation.image.values)].sort_values("predicted", ascending=False, kind="stable")
+    names = ends.groupby("image", sort=True).label.agg(list)
+    pairs = xr.DataArray(np.array(names.tolist()), dims=("image", "label"), coords={"image": names.index.to_numpy()})
+    ours = pair_scores(evaluation, method, pairs)
+    published = per_image(ends).set_index("image").loc[ours.index]
+    rows = []
+    for score in list(SCORES)[:3]:
+        change = paired_comparison(ours[score].to_numpy(), published[score].to_numpy())
+        means = [published[score].mean(), ours[score].mean()]
+        rows.append([SCORES[score], *means, change.mean, change.low, change.high, change.n])
+    return pd.DataFrame(rows, columns=["score", "published", "settled", "difference", "low", "high", "n"])
+
+
 def settled_sentence(table: pd.DataFrame) -> str:
     """What `settled` found for several choices, in words."""
     worst = table.loc[table.difference.abs().idxmax()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 
 from salkit.checks import check_integer
 from salkit.data.files import open_images
-from salkit.data.images import ImageSet, load_distractors
+from salkit.data.images import ImageSet, load_distractors, load_images
 from salkit.engine.executors import Engine, check_executor, open_engine
 from salkit.engine.identity import describe_experiment
 from salkit.engine.shards import Job
@@ -32,7 +32,7 @@ from salkit.studies import profiles, recorded
 from salkit.studies.experiments import SETTLED_ROWS, Experiment, experiments
 from salkit.studies.mosaics import add_localisation
 from salkit.studies.profiles import Profile, get_profile
-from salkit.studies.quality import by_length, settled
+from salkit.studies.quality import against_published, by_length, settled
 from salkit.studies.recorded import joined, stacked
 from salkit.studies.sanity import STAGES, layer_randomisation
 
@@ -82,8 +82,17 @@ class Runs:
         return get_profile(self.profile, self.schedule, self.precision)
 
     def result(self, name: str) -> xr.Dataset:
-        """An experiment's results: the recorded ones where the profile is a part of a recorded one, else this run's own."""
-        return recorded.load(self.chosen.recorded, name) if self.chosen.recorded else self.live(name)
+        """An experiment's results: the recorded ones where the profile is a part of a recorded one, else this run's own.
+
+        Raises:
+            ValueError: no such experiment.
+            FileNotFoundError: it is not recorded.
+        """
+        if not self.chosen.recorded:
+            return self.live(name)
+        result = recorded.load(self.chosen.recorded, name)
+        methods = [method for part in self._parts(name, shown=True) for method in part.methods]
+        return result.sel(method=[method for method in methods if method in result.method.values])
 
     def live(self, name: str) -> xr.Dataset:
         """Evaluate an experiment now, on as many images as the profile has for each of its methods. NaN where a method has fewer images.
@@ -95,20 +104,22 @@ class Runs:
         return joined([self.evaluate(part) for part in self._parts(name)])
 
     def images(self, name: str) -> ImageSet:
-        """The images of an experiment, for figures."""
-        part = self._parts(name)[0]
+        """The images of an experiment's results, for figures."""
+        part = self._parts(name, shown=True)[0]
         with self._engine() as engine:
             return part.scene(part.classifier(), self.seed + part.seed, engine, self.device).images
-
-    def _parts(self, name: str) -> list[Experiment]:
-        every = self.experiments()
-        if parts := [part for part in every if part.name == name]:
-            return parts
-        raise ValueError(f"name: expected one of {sorted({part.name for part in every})}, got {name!r}")
 
     def experiments(self) -> list[Experiment]:
         """The profile's evaluations, see `experiments`."""
         return experiments(self.chosen, self._checkpoints)
+
+    def _parts(self, name: str, *, shown: bool = False) -> list[Experiment]:
+        """The evaluations of a name, as this run computes them, or as its results are shown."""
+        profile = get_profile(self.chosen.recorded) if shown and self.chosen.recorded else self.chosen
+        every = experiments(profile, self._checkpoints)
+        if parts := [part for part in every if part.name == name]:
+            return parts
+        raise ValueError(f"name: expected one of {sorted({part.name for part in every})}, got {name!r}")
 
     def evaluate(self, part: Experiment, *, maps: bool = False) -> xr.Dataset:
         """One evaluation, kept in the store; with `maps` also the maps, as `recorded.pictures` has them."""
@@ -141,7 +152,7 @@ class Runs:
                 if not recorded.is_recorded(self.profile, part, name, images):
                     yield part.name, name, False
                     start = time.process_time()
-                    result = self.evaluate(replace(part, methods={name: method}), maps=True)
+                    result = self.evaluate(replace(part, methods={name: method}), maps=part.pictured)
                     about = recorded.provenance(method, time.process_time() - start)
                     recorded.save(self.profile, part.name, result.assign_coords(about))
                 yield part.name, name, True
@@ -153,7 +164,9 @@ class Runs:
 
     def table1(self) -> xr.Dataset:
         """Table 1 on the images of all label lists (notebooks 03 and 04)."""
-        return stacked([self.result(f"table1_{labels}") for labels in self.chosen.imagenet.lists])
+        result = stacked([self.result(f"table1_{labels}") for labels in self.chosen.imagenet.lists])
+        rows = profiles.table1_methods(self.chosen.imagenet, PROTOCOLS["paper"], self._checkpoints)
+        return result.sel(method=[name for name in rows if name in result.method.values])
 
     def protocol_grid(self) -> dict[tuple[str, str], xr.Dataset]:
         """Our four settings and five rows that cost little for each softmax scope and loss (notebook 06), on the first label list.
@@ -189,6 +202,21 @@ class Runs:
         for evaluation, name in ((whole, "Ours"), (twice, "Ours, twice")):
             spent[float(evaluation.composites.sel({"method": name}))] = (evaluation, name)
         return by_length(spent, twice.label_name)
+
+    def against_published(self, measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+        """The recorded masks beside those of the published schedule, where that has been run (notebook 07).
+
+        Args:
+            measured: data set -> rows of `learning_quality`.
+        """
+        tables = []
+        cases = (("cifar10", self.chosen.cifar10, "sweep", "0.01"), ("imagenet", self.chosen.imagenet, self._first_list, "Ours"))
+        for case, study, experiment, method in cases:
+            labels, names = study.labels, load_images(study.data).class_names
+            called = [names[i] for i in labels] if labels else list(names)
+            rows = measured[case].assign(label=[called[i] for i in measured[case].label])
+            tables.append(against_published(rows, self.result(experiment), method).assign(case=case))
+        return pd.concat(tables, ignore_index=True)
 
     def sanity(self) -> xr.Dataset:
         """Layer randomisation (notebook 05) of ours and two cheap methods, in both modes, on a few images."""
