@@ -43,7 +43,7 @@ def save_figure(figure: Figure, output_dir: str | Path, name: str) -> None:
 def _count(n: pd.Series) -> str:
     """How many images: `n = 10`, or `n = 8 to 10`; without the rows that have none."""
     some = n[n > 0]
-    return f"n = {some.min()}" if some.nunique() == 1 else f"n = {some.min()} to {some.max()}"
+    return f"n = {some.min():.0f}" if some.nunique() == 1 else f"n = {some.min():.0f} to {some.max():.0f}"
 
 
 def probability_curves(curves: xr.DataArray, prob: xr.DataArray) -> Figure:

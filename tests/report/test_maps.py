@@ -149,8 +149,8 @@ def test_mosaics_of_a_recorded_evaluation_say_how_smooth_their_masks_are(recorde
     named = recorded.isel(label=[0, 1]).assign_coords(label_name=(("image", "label"), [["lynx", "puma"]] * 3))
     named = named.assign({name: xr.full_like(named.completeness, 0.5) for name in ("localisation", "localisation_top")})
     shown = maps.with_maps(named, images)
-    axes = maps.mosaics(shown, [1]).axes
-    assert axes[1].get_xlabel().split("\n")[2] == f"TV {float(shown.total_variation[0, 1, 0]):.1f}, area {float(shown.area[0, 1, 0]):.0%}"
+    axes = maps.mosaics(named, images, 1).axes
+    assert axes[1].get_xlabel().split("\n")[2] == f"TV {float(shown.total_variation[0, 0, 0]):.1f}, area {float(shown.area[0, 0, 0]):.0%}"
     assert len(axes[2].get_xlabel().split("\n")) == 2
 
 

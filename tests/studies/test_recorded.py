@@ -293,10 +293,15 @@ def test_maps_that_are_kept_are_those_of_the_evaluation(tiny):
     for name in ("Ours (s=1)", "Gradient x Input"):
         other = recorded.load_method("whole", "table1_a", name)
         assert "map" not in other
-        assert other.picture.dtype == np.int8
-        assert other.picture.shape == (1, 2, 3, 8, 8)
-        assert (other.picture.min(("row", "column")) == 0).all()
-        assert (other.picture.max(("row", "column")) == 127).all()
+        with xr.open_dataset(recorded.path_of("whole", "table1_a", name), engine="scipy") as file:
+            assert file.picture.dtype == np.int8
+            assert file.picture.shape == (1, 2, 3, 8, 8)
+        # Of the first two images; when loaded, each is with its image.
+        assert other.picture.dims == ("method", "image", "label", "row", "column")
+        some = other.picture.isel(image=[0, 1])
+        assert (some.min(("row", "column")) == 0).all()
+        assert (some.max(("row", "column")) == 127).all()
+        assert other.picture.isel(image=slice(2, None)).isnull().all()
 
 
 def test_large_maps_are_averaged_into_pictures(monkeypatch, tmp_path):
