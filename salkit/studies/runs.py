@@ -92,7 +92,7 @@ class Runs:
             return self.live(name)
         result = recorded.load(self.chosen.recorded, name)
         methods = [method for part in self._parts(name, shown=True) for method in part.methods]
-        return result.sel(method=[method for method in methods if method in result.method.values])
+        return result.sel({"method": [method for method in methods if method in result.method.values]})
 
     def live(self, name: str) -> xr.Dataset:
         """Evaluate an experiment now, on as many images as the profile has for each of its methods. NaN where a method has fewer images.
@@ -166,7 +166,7 @@ class Runs:
         """Table 1 on the images of all label lists (notebooks 03 and 04)."""
         result = stacked([self.result(f"table1_{labels}") for labels in self.chosen.imagenet.lists])
         rows = profiles.table1_methods(self.chosen.imagenet, PROTOCOLS["paper"], self._checkpoints)
-        return result.sel(method=[name for name in rows if name in result.method.values])
+        return result.sel({"method": [name for name in rows if name in result.method.values]})
 
     def protocol_grid(self) -> dict[tuple[str, str], xr.Dataset]:
         """Our four settings and five rows that cost little for each softmax scope and loss (notebook 06), on the first label list.

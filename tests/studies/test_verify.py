@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from salkit import masking
 from salkit.__main__ import app
-from salkit.models.classifier import Classifier
 from salkit.studies import profiles, recorded, verify
+from salkit.studies import runs as study_runs
 from salkit.studies.profiles import IMAGES, PROFILES, Study
 from salkit.studies.runs import Runs
 from salkit.studies.verify import Cell
@@ -113,13 +113,9 @@ def other_sign(patch):
 
 
 def other_scope(patch):
-    make = Classifier.__init__
-
-    def changed(self, *given, **settings):
-        make(self, *given, **settings)
-        self.softmax_over = "labels" if self.softmax_over == "all" else "all"
-
-    patch.setattr(Classifier, "__init__", changed)
+    right = study_runs.experiments
+    other = {"softmax_over": "labels"}
+    patch.setattr(study_runs, "experiments", lambda *of: [replace(e, protocol=replace(e.protocol, **other)) for e in right(*of)])
 
 
 @pytest.mark.parametrize("wrong", [no_tv, other_sign, other_scope])
@@ -191,7 +187,8 @@ def test_what_may_differ_elsewhere(method, largest, wrong):
 def test_the_spread_is_that_of_two_recorded_seeds(runs):
     a, b = (recorded.load("whole", name) for name in ("table1_a", "second_seed"))
     images = b.image.values
-    by_hand = np.abs(a.insertion_auc.sel(method="Ours", image=images) - b.insertion_auc.sel(method="Ours", image=images)).max()
+    one, other = (each.insertion_auc.sel({"method": "Ours", "image": images}) for each in (a, b))
+    by_hand = np.abs(one - other).max()
     assert verify.tolerances(runs)["Ours"]["insertion_auc"] == pytest.approx(float(by_hand))
     assert by_hand > 0
 
