@@ -22,10 +22,14 @@ MAIN_TABLES = ("table1", "table1_claims", "protocol_cells", "table2", "table2_cl
 """These come first and open; the others are a click away."""
 
 CAPTIONS = {
-    "figure1_masks": "Figure 1. Images under masks for the net's label and a wrong one. A small f, a large g: it sees what is not there.",
+    "figure1_masks": "Figure 1. The few pixels that make a label most probable, for the net's label and a wrong one, without and with TV.",
     "figure2_two_labels": "Figure 2. One image, its two best classes, three methods. Does a map that ignores the label prove both?",
     "figure3_curves": "Figure 3. Probability of the best and of the second-best label as pixels are shown, for each weight of TV.",
-    "figure4_left": "Figure 4, left. Upper right is best; hollow symbols are the paper's values.",
+    "table1_maps": "The maps of the net's prediction, a row for each method.",
+    "table1_forest": "Table 1 as a picture: the paper's value, ours with its interval; methods with a common letter are not told apart.",
+    "g_against_f": "The definitions as a picture: g against f of every pair of image and label, with the bands of Equation 1.",
+    "figure4_left": "Figure 4, left. Upper right is best; an arrow leads from the paper's value to ours.",
+    "mosaics": "Two true labels: a map should lie in the framed half that its label is in.",
     "figure4_right": "Figure 4, right. Best effort: does a method also explain labels other than the predicted one?",
     "figure4_label_dependence": "Soundness against label dependence. Near 1: the same map for every label, so high soundness means little.",
     "masker_learning_curves": "Maskers in training: good masks are small, keep the true label's probability and take it away when removed.",
@@ -35,8 +39,7 @@ CAPTIONS = {
     "protocol_distances": "How far each protocol's worst cases are from the paper's columns; blue ones cannot be told from the closest.",
     "protocol_effects": "What each choice changes by itself: thresholds, softmax, loss and rule.",
     "released_bounds": "What the authors' released areas allow over every f: beyond the shaded area nothing can be attained.",
-    "passes_to_quality": "Scores against the composites spent on a pair, for the published and the fast schedule.",
-    "passes_to_quality_live": "The same for this run, at its profile's size.",
+    "scores_against_composites": "Scores against the composites that a mask has seen, each mark the end of a schedule of that length.",
     "gallery_labels": "The map of every label of one image; the net's label in bold. A sound method has little to show for the others.",
     "table2_sweep": "Table 2 as a picture: completeness and soundness against the weight of TV. Soundness has a logarithmic axis.",
     "theory_success": "Theorem 5.1. Share of shuffles in which each part holds, against length, for several d; dashed, the theorem.",
