@@ -32,7 +32,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Completeness
 
 @app.command("reproduce")
 def reproduce_command(
-    profile: Annotated[str, typer.Option(help="smoke, demo or paper.")] = "demo",
+    profile: Annotated[str, typer.Option(help="smoke, demo, overnight or paper.")] = "demo",
     notebook: Annotated[str | None, typer.Option(help="Only this notebook (name or its beginning).")] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go; default runs/PROFILE.")] = None,
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for seed, device, ...")] = None,
@@ -49,7 +49,7 @@ def reproduce_command(
 
 
 @app.command("plan")
-def plan_command(profile: Annotated[str, typer.Option(help="smoke, demo or paper.")] = "paper", device: Device = "auto") -> None:
+def plan_command(profile: Annotated[str, typer.Option(help="smoke, demo, overnight or paper.")] = "paper", device: Device = "auto") -> None:
     """Count a profile's passes and estimate its hours on this device."""
     with errors():
         planned = costs.plan(profile, device)

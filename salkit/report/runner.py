@@ -52,7 +52,7 @@ def reproduce(
     """Execute the notebooks in order and write `index.html`. Results that are already in the store are not computed again.
 
     Args:
-        profile: smoke, demo or paper.
+        profile: smoke, demo, overnight or paper.
         notebook: run only the one notebook whose name begins with this.
         output_dir: default `runs/PROFILE`; gets `notebooks/`, `html/`, `tables/`, `figures/`, `checks/`, `index.html`.
         store: where results are kept; default `output_dir/store`.
