@@ -6,9 +6,9 @@ import pytest
 from salkit.report.runner import notebooks_dir
 
 NOTEBOOKS = sorted(notebooks_dir().glob("*.ipynb"))
-PARAMETERS = """profile = "demo"  # or "smoke", "paper"
+PARAMETERS = """profile = "demo"  # or "smoke", "overnight", "paper"
 output_dir = "../runs/notebook"
-settings = {}  # for Runs, such as {"seed": 1, "device": "cuda", "executor": "dask", "schedule": "fast"}"""
+settings = {}  # for Runs, such as {"seed": 1, "device": "cuda", "executor": "dask"}"""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -175,6 +175,6 @@ def test_a_tolerance_does_not_let_one_row_pass_for_another(data, monkeypatch):
 
 
 def test_the_methods_that_learn_nothing_are_those_of_the_kit():
-    methods = table1_methods(PROFILES["demo"].imagenette, PROTOCOLS["paper"])
+    methods = table1_methods(PROFILES["demo"].imagenet, PROTOCOLS["paper"])
     learn = {name for name, method in methods.items() if isinstance(method, LearnedMap)} | {"Ours (cheating)"}
     assert set(expected.LEARNS_NOTHING) == set(methods) - learn
