@@ -133,12 +133,9 @@ def experiments(profile: Profile, checkpoints: str | Path | None = None) -> list
 
     def two(name: str, group: str) -> Experiment:
         methods = {name: table1[name] for name in profiles.ROWS[group]}
-        settings: dict[str, Any] = {
-            "images": name.replace("_", " "),
-            "methods": methods,
-            "n_images": n[name.replace("_", " ")],
-            "pictured": True,
-        }
+        images = name.replace("_", " ")
+        most = min(n[images], n["igos"]) if group == "igos" else n[images]
+        settings: dict[str, Any] = {"images": images, "methods": methods, "n_images": most, "pictured": True}
         return Experiment(name=name, notebook="04", study=imagenet, **settings)
 
     def protocol(scope: SoftmaxScope, loss: Loss) -> Experiment:
